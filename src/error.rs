@@ -1,0 +1,1 @@
+//! Error families and exit codes.

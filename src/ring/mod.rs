@@ -1,0 +1,1 @@
+//! Completions in, submissions out: descriptors and bytes, not HTTP.
