@@ -30,3 +30,19 @@ pub const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 
 /// Bytes of buffer capacity an idle exchange box keeps for its next request.
 pub const EXCHANGE_KEEP_BYTES: usize = 64 * 1024;
+
+/// Bytes of chunk extensions in one request body. Nobody reads them, and a peer that sends little
+/// else would keep us reading for nothing.
+pub const CHUNK_EXTENSION_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of the trailer section of one request body. It is dropped, so this only has to be more
+/// than a checksum or a signature takes.
+pub const TRAILER_BYTES_MAX: usize = 32 * 1024;
+
+/// Bytes of a PROXY protocol v2 header behind its first 16: the addresses and what a load balancer
+/// adds to them. The protocol allows 64 KiB, which no sender comes near.
+pub const PROXY_TAIL_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of the fields that an application sets on one response. More is a defect of the
+/// application, and no client reads it: 8 to 256 KiB are usual bounds.
+pub const RESPONSE_FIELDS_BYTES_MAX: usize = 1024 * 1024;
