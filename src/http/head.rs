@@ -176,6 +176,8 @@ impl Head {
         policy: &Policy,
         trusted: bool,
     ) -> Result<Option<usize>, Refusal> {
+        // Also right for a request that is refused, or timed out, before its method is known.
+        self.is_head = false;
         // RFC 9112 section 2.2 asks to ignore at least one empty line in front. More than one is
         // refused, as by gunicorn.
         let start = match input {
@@ -194,8 +196,8 @@ impl Head {
         let was_searched = *scanned > start;
         // httparse starts from the first byte each time. So it sees a head when it comes, and then
         // only when it is complete: what came in between is searched for its end.
-        let lines = if was_searched { find_end(rest, start, scanned, policy)? } else { Some(rest.len()) };
-        if let Some(end) = lines {
+        let end = if was_searched { find_end(rest, start, scanned, policy)? } else { Some(rest.len()) };
+        if let Some(end) = end {
             if let Some(len) = self.parse_lines(&rest[..end], start, policy, trusted)? {
                 *scanned = 0;
                 return Ok(Some(start + len));
