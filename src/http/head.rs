@@ -687,18 +687,22 @@ fn is_host(value: &[u8]) -> bool {
 /// ask for it: folded lines are joined, blanks before a colon move behind it, the method becomes
 /// upper-case. No length changes. Without this call [`Head::parse`] refuses all of them, whatever
 /// the policy says; so only connections under such a policy ([`Policy::is_relaxed`]) pay for it.
-/// May be called again when more bytes have come.
+/// Call it before each [`Head::parse`] of a head, with the same bytes and the same `scanned`.
 ///
 /// # Source
 /// RFC 9112 section 5.2 (a fold is replaced by blanks); gunicorn's settings
 /// `permit_obsolete_folding`, `strip_header_spaces`, `casefold_http_method`.
-pub fn relax(input: &mut [u8], policy: &Policy) {
-    let mut line_start = if input.starts_with(b"\r\n") { 2 } else { 0 };
-    if policy.casefold_http_method {
-        let method = input.iter_mut().skip(line_start).take_while(|byte| scan::is_token_byte(**byte));
+pub fn relax(input: &mut [u8], scanned: usize, policy: &Policy) {
+    let start = if input.starts_with(b"\r\n") { 2 } else { 0 };
+    // The last LF of the bytes that were there before may be a fold by the bytes that have come.
+    let known = scanned.saturating_sub(1).clamp(start, input.len().max(start));
+    let mut line_start =
+        input.get(start..known).and_then(|old| memrchr(b'\n', old)).map_or(start, |lf| start + lf + 1);
+    let mut is_request_line = line_start == start;
+    if policy.casefold_http_method && is_request_line {
+        let method = input.iter_mut().skip(start).take_while(|byte| scan::is_token_byte(**byte));
         method.for_each(|byte| byte.make_ascii_uppercase());
     }
-    let mut is_request_line = true;
     let mut searched = line_start;
     while let Some(len) = memchr(b'\n', &input[searched..]) {
         let lf = searched + len;
@@ -1403,13 +1407,13 @@ mod tests {
 
     fn relaxed(input: &[u8], policy: &Policy) -> Result<Said, u16> {
         let mut bytes = input.to_vec();
-        relax(&mut bytes, policy);
+        relax(&mut bytes, 0, policy);
         let whole = once(&bytes, policy, false);
         // Also when it comes byte by byte.
         let (mut head, mut scanned, mut bytes) = (Head::default(), 0, Vec::new());
         for byte in input {
             bytes.push(*byte);
-            relax(&mut bytes, policy);
+            relax(&mut bytes, scanned, policy);
             match head.parse(&bytes, &mut scanned, policy, false) {
                 Ok(None) => {}
                 Ok(Some(len)) => {
@@ -1430,6 +1434,7 @@ mod tests {
     fn relax_rewrites_what_the_policy_permits_and_nothing_else() {
         let folded = get(b"X-A: b\r\n c\r\n\t d\r\nX-B: e\r\n");
         let spaced = get(b"X-A \t: b\r\n");
+        let after_empty_line = [b"\r\n", &folded[..]].concat();
         let lower = b"get /e HTTP/1.1\r\nHost: a\r\n\r\n";
         for input in [&folded[..], &spaced, lower] {
             assert_eq!(relaxed(input, &Policy::default()), Err(400));
@@ -1437,13 +1442,14 @@ mod tests {
         let policy = Policy { permit_obsolete_folding: true, ..Policy::default() };
         let said = relaxed(&folded, &policy).unwrap();
         assert_eq!((said.field("X-A"), said.field("X-B")), (Some("b   c  \t d"), Some("e")));
+        assert_eq!(relaxed(&after_empty_line, &policy).unwrap().fields, said.fields);
         assert_eq!(relaxed(&spaced, &policy), Err(400));
         // The request line cannot be folded, and the body is not part of the head.
         assert_eq!(relaxed(b"GET /e HTTP/1.1\r\n X: y\r\nHost: a\r\n\r\n", &policy), Err(400));
         let mut with_body = get(b"Content-Length: 4\r\n");
         with_body.extend_from_slice(b" a\r\n b\r\n c");
         let before = with_body.clone();
-        relax(&mut with_body, &policy);
+        relax(&mut with_body, 0, &policy);
         assert_eq!(with_body, before);
         let policy = Policy { strip_header_spaces: true, ..Policy::default() };
         assert_eq!(relaxed(&spaced, &policy).unwrap().field("X-A"), Some("b"));
