@@ -30,3 +30,11 @@ pub const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 
 /// Bytes of buffer capacity an idle exchange box keeps for its next request.
 pub const EXCHANGE_KEEP_BYTES: usize = 64 * 1024;
+
+/// Connection slots that a ring's table may have. The worker's own table is far smaller; the bound
+/// is there so that a wrong slot number is an error and not a gigabyte.
+pub const SLOTS_MAX: u32 = 1 << 20;
+
+/// Connections that the epoll backend takes from one listener in one turn. The rest wait for the
+/// next turn, behind the bytes of connections that are already being served.
+pub const ACCEPTS_PER_TURN: usize = 64;
