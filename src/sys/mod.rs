@@ -1,3 +1,4 @@
 //! sys.
 
+pub mod errno;
 pub mod fd;
