@@ -111,8 +111,7 @@ impl Drop for Pool {
         let bytes = self.owners.len() * self.buffer_bytes;
         // SAFETY: the mapping is ours alone. No `RecvBuffer` is left, as each holds an `Rc` of the
         // pool, and the io_uring backend keeps its `Rc` until the kernel has let go of the buffers.
-        let unmapped = unsafe { rustix::mm::munmap(self.area.as_ptr().cast(), bytes) };
-        debug_assert!(unmapped.is_ok());
+        unsafe { unmap(self.area, bytes) };
     }
 }
 
@@ -172,7 +171,8 @@ impl fmt::Debug for RecvBuffer {
     }
 }
 
-fn map_anonymous(bytes: usize) -> io::Result<NonNull<u8>> {
+/// Maps zeroed memory that costs nothing until it is touched.
+pub(super) fn map_anonymous(bytes: usize) -> io::Result<NonNull<u8>> {
     let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
     // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
     let area = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, access, flags)? };
@@ -180,6 +180,16 @@ fn map_anonymous(bytes: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: advice on our own new mapping; it does not change what the bytes are.
     let _ = unsafe { rustix::mm::madvise(area, bytes, Advice::LinuxNoHugepage) };
     NonNull::new(area.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Unmaps what [`map_anonymous`] has mapped.
+///
+/// # Safety
+/// `area` and `bytes` are those of one mapping, and nobody, the kernel included, uses it any more.
+pub(super) unsafe fn unmap(area: NonNull<u8>, bytes: usize) {
+    // SAFETY: by the caller's promise.
+    let unmapped = unsafe { rustix::mm::munmap(area.as_ptr().cast(), bytes) };
+    debug_assert!(unmapped.is_ok());
 }
 
 #[cfg(test)]
