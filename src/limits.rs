@@ -46,3 +46,11 @@ pub const PROXY_TAIL_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of the fields that an application sets on one response. More is a defect of the
 /// application, and no client reads it: 8 to 256 KiB are usual bounds.
 pub const RESPONSE_FIELDS_BYTES_MAX: usize = 1024 * 1024;
+
+/// Connection slots that a ring's table may have. The worker's own table is far smaller; the bound
+/// is there so that a wrong slot number is an error and not a gigabyte.
+pub const SLOTS_MAX: u32 = 1 << 20;
+
+/// Connections that the epoll backend takes from one listener in one turn. The rest wait for the
+/// next turn, behind the bytes of connections that are already being served.
+pub const ACCEPTS_PER_TURN: usize = 64;

@@ -91,6 +91,10 @@ pub enum Event {
 }
 
 /// One thread's way to the kernel. Created and used on one thread, after the last fork.
+///
+/// The driver owns none of the descriptors it works with. A connection's socket stays open until
+/// [`Driver::release`], a listener until the turn after [`Driver::stop_accept`]; and at most one
+/// generation of a slot is in use at a time.
 pub trait Driver {
     /// `"io_uring"` or `"epoll"`, for the log.
     fn name(&self) -> &'static str;

@@ -1,1 +1,4 @@
 //! sys.
+
+pub mod errno;
+pub mod fd;

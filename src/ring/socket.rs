@@ -1,0 +1,154 @@
+//! A connection's socket: sending and ending. Receiving belongs to the [`super::Driver`].
+//!
+//! Every call returns at once, whatever the socket's mode, and may be made from any thread.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+
+/// Parts that one sendmsg(2) takes (`UIO_MAXIOV`); the rest is an ordinary short send.
+const PARTS_MAX: usize = 1024;
+
+/// A connected stream socket (TCP or unix). Dropping it closes the descriptor.
+#[derive(Debug)]
+pub struct Socket {
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Kernel {
+        fd: OwnedFd,
+        /// `O_NONBLOCK` is set; see [`Socket::send_file`].
+        nonblocking: AtomicBool,
+    },
+}
+
+impl Socket {
+    /// Sends what the socket has room for and returns the bytes taken; 0 only for no bytes at all.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room: ask for [`super::Event::Writable`]. Otherwise the
+    /// connection is broken. Never raises `SIGPIPE`. Source: send(2), sendmsg(2).
+    pub fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send_with(parts, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+    }
+
+    /// As [`Socket::send`], and says that more follows at once, so that a head and the file behind
+    /// it share a packet. The next `send` without it, or 200 ms, lets the bytes go.
+    /// Source: send(2), `MSG_MORE`.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    pub fn send_more(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send_with(parts, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)
+    }
+
+    fn send_with(&self, parts: &[IoSlice<'_>], flags: SendFlags) -> io::Result<usize> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        let sent = match parts {
+            [] => Ok(0),
+            // Most responses are one part, and send(2) is cheaper than sendmsg(2), which copies
+            // two more structures into the kernel.
+            [part] => rustix::net::send(fd, part, flags),
+            _ => {
+                let parts = &parts[..parts.len().min(PARTS_MAX)];
+                rustix::net::sendmsg(fd, parts, &mut SendAncillaryBuffer::default(), flags)
+            }
+        };
+        Ok(sent?)
+    }
+
+    /// Sends up to `count` bytes of `file` from `offset` on, moves `offset` and returns the bytes
+    /// taken; 0 when the file ends there.
+    ///
+    /// sendfile(2) has no flags, and waits for room exactly when the socket is in blocking mode. So
+    /// the first call puts this socket, for good, into non-blocking mode. The receive that is armed
+    /// on it does not mind. Reading the file may wait for the disk.
+    ///
+    /// # Errors
+    /// `WouldBlock` as for [`Socket::send`]; `EINVAL` when `file` cannot be mapped (a pipe); `EIO`.
+    /// A broken connection raises `SIGPIPE` here, which the process must ignore, as CPython does.
+    pub fn send_file(&self, file: BorrowedFd<'_>, offset: &mut u64, count: usize) -> io::Result<usize> {
+        let Inner::Kernel { fd, nonblocking } = &self.inner;
+        if !nonblocking.load(Ordering::Relaxed) {
+            rustix::io::ioctl_fionbio(fd, true)?;
+            nonblocking.store(true, Ordering::Relaxed);
+        }
+        Ok(rustix::fs::sendfile(fd, file, Some(offset), count)?)
+    }
+
+    /// Says that nothing more will be sent (TCP: FIN behind the bytes already taken).
+    ///
+    /// # Errors
+    /// `ENOTCONN` when the peer is gone already.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        Ok(rustix::net::shutdown(fd, Shutdown::Write)?)
+    }
+
+    /// Ends both directions. Whoever waits on the socket in this or another process is woken.
+    ///
+    /// # Errors
+    /// `ENOTCONN` when the peer is gone already.
+    pub(super) fn shutdown_both(&self) -> io::Result<()> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        Ok(rustix::net::shutdown(fd, Shutdown::Both)?)
+    }
+
+    /// Breaks the connection off: the peer sees a reset at once, and what was not sent is gone. A
+    /// unix socket knows no reset and just ends.
+    ///
+    /// shutdown(2) would send an orderly FIN however `SO_LINGER` is set, and only the last close(2)
+    /// resets, which may be in another thread much later. Disconnecting (connect(2) to `AF_UNSPEC`)
+    /// resets now; `SO_LINGER` 0 stays as the fallback for the close.
+    pub fn abort(&self) {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        let _ = socket2::SockRef::from(fd).set_linger(Some(Duration::ZERO));
+        if rustix::net::connect_unspec(fd).is_err() {
+            let _ = self.shutdown_both();
+        }
+    }
+
+    /// The peer's address; `None` for a unix socket. Source: getpeername(2).
+    ///
+    /// # Errors
+    /// `ENOTCONN` when the peer is gone already.
+    pub fn peer_addr(&self) -> io::Result<Option<SocketAddr>> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        Ok(socket2::SockRef::from(fd).peer_addr()?.as_socket())
+    }
+
+    /// Our own address of the connection; `None` for a unix socket. Source: getsockname(2).
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        Ok(socket2::SockRef::from(fd).local_addr()?.as_socket())
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    fn from(fd: OwnedFd) -> Self {
+        Self { inner: Inner::Kernel { fd, nonblocking: AtomicBool::new(false) } }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let Inner::Kernel { fd, .. } = &self.inner;
+        fd.as_fd()
+    }
+}
