@@ -31,6 +31,5 @@ pub const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes of buffer capacity an idle exchange box keeps for its next request.
 pub const EXCHANGE_KEEP_BYTES: usize = 64 * 1024;
 
-/// Worker slots of one server. Each has a record in the shared page, and each worker holds a
-/// descriptor of every slot's listeners.
-pub const WORKERS_MAX: usize = 1024;
+/// Workers that may be asked for. More processes than this is a slip of the pen.
+pub const WORKERS_MAX: usize = 4096;

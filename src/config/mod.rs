@@ -31,6 +31,15 @@ impl fmt::Display for Bind {
     }
 }
 
+/// The kind of worker that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerClass {
+    /// One request at a time in each worker, unless `threads` says otherwise.
+    Sync,
+    /// Several requests at a time, on threads.
+    Gthread,
+}
+
 /// Everything the server is told, after all sources were read and checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -42,8 +51,8 @@ pub struct Settings {
     pub backlog: u32,
     /// Number of workers; at least 1.
     pub workers: usize,
-    /// Name of the worker class, for the log.
-    pub worker_class: String,
+    /// The kind of worker that was asked for.
+    pub worker_class: WorkerClass,
     /// Runner threads of each worker, at most.
     pub threads: usize,
     /// Silence of a worker after which it is killed; 0 = never.
@@ -64,4 +73,34 @@ pub struct Settings {
     pub initgroups: bool,
     /// Where the master's process id is written.
     pub pidfile: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Where the value of setting `name` came from, in words, for messages.
+    #[must_use]
+    pub fn source(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            app: String::new(),
+            bind: vec![Bind::Tcp { host: "127.0.0.1".to_owned(), port: 8000 }],
+            backlog: 2048,
+            workers: 1,
+            worker_class: WorkerClass::Gthread,
+            threads: 64,
+            timeout: Duration::from_secs(30),
+            graceful_timeout: Duration::from_secs(30),
+            pin: true,
+            preload_app: false,
+            umask: 0,
+            user: None,
+            group: None,
+            initgroups: false,
+            pidfile: None,
+        }
+    }
 }

@@ -1,1 +1,5 @@
-//! master.
+//! The arbiter: listeners, fork, reap, signals.
+
+mod pidfile;
+mod slots;
+mod sockets;
