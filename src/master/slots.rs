@@ -62,6 +62,8 @@ pub(super) enum Note {
     BackOff { slot: usize, delay_ms: u64 },
     /// A worker is silent for longer than `timeout`.
     TimedOut { pid: Pid },
+    /// `graceful_timeout` is over and this many workers are killed.
+    OutOfTime { workers: usize },
     /// The first worker could not start, so the server will not either.
     CannotBoot(Exit),
 }
@@ -273,6 +275,10 @@ impl Slots {
             }
             Phase::Stopping { exit, deadline_ms, expired: false } if now_ms >= deadline_ms => {
                 self.phase = Phase::Stopping { exit, deadline_ms, expired: true };
+                let workers = self.workers().filter(|worker| worker.sent != Some(Signal::KILL)).count();
+                if workers > 0 {
+                    self.actions.push(Action::Log(Note::OutOfTime { workers }));
+                }
                 self.send_all(Signal::KILL);
             }
             Phase::Stopping { .. } | Phase::Finished => {}
@@ -653,6 +659,7 @@ mod tests {
         assert_eq!(world.signals_to(stuck), [Signal::TERM]);
         world.pass(1);
         assert_eq!(world.signals_to(stuck), [Signal::TERM, Signal::KILL]);
+        assert!(world.notes.contains(&Note::OutOfTime { workers: 1 }));
         assert_eq!(world.due(), None, "nothing is left but to reap");
         world.end(0, Ending::Signal(9));
         assert_eq!(world.finished, Some(Exit::Done));

@@ -206,15 +206,14 @@ impl SocketFile {
     }
 }
 
-/// Only a port in use is worth waiting for; everything else stays as it is.
+/// Only an address in use is worth waiting for: workers of a killed master leave a moment after it.
+/// Everything else stays as it is.
 fn open_patiently(bind: &Bind, settings: &Settings, give_up: Instant) -> Result<Group, StartError> {
     let mut told = false;
     loop {
         match open(bind, settings) {
             Err(Refused::Io(error))
-                if error.raw_os_error() == Some(libc::EADDRINUSE)
-                    && !matches!(bind, Bind::Unix(_))
-                    && Instant::now() < give_up =>
+                if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < give_up =>
             {
                 if !told {
                     tracing::warn!("{} is in use; trying a little longer", Plain(bind));
