@@ -54,3 +54,6 @@ pub const SLOTS_MAX: u32 = 1 << 20;
 /// Connections that the epoll backend takes from one listener in one turn. The rest wait for the
 /// next turn, behind the bytes of connections that are already being served.
 pub const ACCEPTS_PER_TURN: usize = 64;
+
+/// Workers that may be asked for. More processes than this is a slip of the pen.
+pub const WORKERS_MAX: usize = 4096;

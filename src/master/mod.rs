@@ -1,1 +1,581 @@
-//! master.
+//! The arbiter: opens the listeners, forks a worker into each slot, reaps, replaces, times out,
+//! and stops. It never reads a byte of a client, and it has one thread, so that it can fork.
+//!
+//! What it shares with the workers: the listeners ([`WorkerListener`], [`SiblingListener`]), the
+//! page of slot records ([`SharedPage`]), the error log, and the eventfd that wakes it
+//! ([`WorkerContext::set_ready`]). Workers hear from it through signals only.
+//!
+//! [`slots`] decides, this module does what it says. The embedding process (CPython, or a native
+//! service) takes part through [`Host`].
+
+mod native;
+mod pidfile;
+mod slots;
+mod sockets;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use core_affinity::CoreId;
+use tracing::{debug, error, info, warn};
+
+use self::pidfile::Pidfile;
+use self::slots::{Action, Note, Rules, Slots};
+use self::sockets::Listeners;
+use crate::config::{Settings, WorkerClass};
+use crate::error::{Exit, StartError};
+use crate::limits::WORKERS_MAX;
+use crate::observe::CRITICAL;
+use crate::sys::errno::describe;
+use crate::sys::process::{self, Ending, Fork, Identity, Pid};
+use crate::sys::rlimit;
+use crate::sys::shared::{SharedPage, SlotRecord, WorkerState, monotonic_ms};
+use crate::sys::signal::{self, Signal, SignalSet, Signals};
+
+pub use self::native::NativeHost;
+pub use self::sockets::{LocalAddr, SiblingListener, WorkerListener};
+
+/// Exit code of a worker that panicked; gunicorn's for an exception that nobody caught.
+const EXIT_PANIC: i32 = 255;
+/// How the master calls itself in the log, as gunicorn does.
+const NAME: &str = "Master";
+
+/// What the process around the master provides. All calls come on its main thread.
+pub trait Host {
+    /// Loads the application before the fork, for `preload_app`.
+    ///
+    /// # Errors
+    /// The application cannot be loaded; the server ends with the error's exit code.
+    fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let _ = settings;
+        Ok(())
+    }
+
+    /// Right before a fork (`PyOS_BeforeFork`).
+    fn before_fork(&mut self) {}
+
+    /// Right after a fork, in the master, also when it failed (`PyOS_AfterFork_Parent`).
+    fn after_fork_parent(&mut self) {}
+
+    /// Right after a fork, in the worker (`PyOS_AfterFork_Child`).
+    fn after_fork_child(&mut self) {}
+
+    /// The life of a worker. Returns its exit code: 0, or before it was ready 3 when it failed to
+    /// boot and 4 when the application failed to load.
+    fn serve(&mut self, worker: WorkerContext) -> i32;
+
+    /// Calls `wait`, which sleeps, with the interpreter released.
+    fn wait(&mut self, wait: &mut dyn FnMut()) {
+        wait();
+    }
+}
+
+/// What a worker starts with.
+#[derive(Debug)]
+pub struct WorkerContext {
+    /// Its slot, from 0.
+    pub slot: usize,
+    /// How many workers this master had forked when it forked this one; from 1.
+    pub age: u64,
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The listeners it accepts from: one per bind.
+    pub listeners: Vec<WorkerListener>,
+    /// The other slots' listeners, to be accepted from when their owner cannot.
+    pub siblings: Vec<SiblingListener>,
+    /// The CPU it is pinned to already.
+    pub cpu: Option<usize>,
+    /// The page of slot records.
+    pub shared: Arc<SharedPage>,
+    /// The master. The kernel kills the worker when it dies.
+    pub parent_pid: Pid,
+    /// The worker's signals, recorded since the fork: TERM (graceful stop), INT and QUIT (quick
+    /// stop), USR1 (reopen logs), and those that a worker ignores. A worker looks at them when it
+    /// is ready; while it boots, the master kills it where haste is needed.
+    pub signals: Signals,
+    master_event: BorrowedFd<'static>,
+}
+
+impl WorkerContext {
+    /// This worker's record in the shared page.
+    #[must_use]
+    pub fn record(&self) -> &SlotRecord {
+        &self.shared.records()[self.slot]
+    }
+
+    /// Says that the worker serves from now on, and tells the master at once. From here on it must
+    /// beat ([`SlotRecord::beat`]) more often than `timeout`.
+    pub fn set_ready(&self) {
+        self.record().beat(monotonic_ms());
+        self.record().set_state(WorkerState::Ready);
+        signal::notify(self.master_event);
+    }
+}
+
+/// The CPUs to pin the workers to, by slot: one for each worker, from those that this process may
+/// use. `None` when there are fewer CPUs than workers (the kernel shares them out better than a
+/// pin) or `pin` is off.
+#[must_use]
+pub fn cpus(settings: &Settings) -> Option<Vec<usize>> {
+    if !settings.pin {
+        return None;
+    }
+    let cpus = core_affinity::get_core_ids()?;
+    (cpus.len() >= settings.workers).then(|| cpus[..settings.workers].iter().map(|cpu| cpu.id).collect())
+}
+
+/// Runs the server until it is stopped. Returns the exit code of the process; in the workers it
+/// does not return.
+///
+/// The caller's thread is the only one of the process, or the workers inherit whatever the others
+/// had locked.
+pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
+    let exit = match Master::start(settings, host) {
+        Ok(mut master) => master.serve(),
+        Err(error) => {
+            let text = error.to_string();
+            error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+            error.exit()
+        }
+    };
+    exit.code()
+}
+
+struct Master<'h> {
+    settings: Arc<Settings>,
+    host: &'h mut dyn Host,
+    pid: Pid,
+    signals: Signals,
+    shared: Arc<SharedPage>,
+    listeners: Listeners,
+    pidfile: Option<Pidfile>,
+    cpus: Option<Vec<usize>>,
+    slots: Slots,
+    /// Workers forked so far.
+    age: u64,
+}
+
+impl<'h> Master<'h> {
+    /// gunicorn's order: preload, "Starting", pidfile, listeners.
+    fn start(settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
+        if settings.workers == 0 || settings.workers > WORKERS_MAX {
+            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
+            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
+        }
+        if settings.preload_app {
+            host.preload(&settings)?;
+            warn_about_threads();
+        }
+        info!("Starting ringhorn {}", env!("CARGO_PKG_VERSION"));
+        match rlimit::raise_descriptors() {
+            Ok(count) => debug!("descriptors: {count} for each process"),
+            Err(error) => debug!("the limit of descriptors stays as it is: {}", describe(&error)),
+        }
+        // After the preload, so that an interrupt ends a long import as Python has it.
+        let signals = Signals::install(master_signals()).map_err(|error| system("handle signals", &error))?;
+        let shared = SharedPage::new().map_err(|error| system("map the shared page", &error))?;
+        let pid = process::id();
+        let pidfile = match &settings.pidfile {
+            Some(path) => {
+                let made = Pidfile::create(path, pid);
+                Some(made.map_err(|error| error.from(settings.source("pidfile")))?)
+            }
+            None => None,
+        };
+        let listeners = match Listeners::open(&settings) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                if let Some(pidfile) = pidfile {
+                    pidfile.remove();
+                }
+                return Err(error);
+            }
+        };
+        let rules = Rules {
+            workers: settings.workers,
+            timeout_ms: milliseconds(settings.timeout),
+            graceful_ms: milliseconds(settings.graceful_timeout),
+        };
+        let master = Self {
+            cpus: cpus(&settings),
+            settings: Arc::new(settings),
+            host,
+            pid,
+            signals,
+            shared: Arc::new(shared),
+            listeners,
+            pidfile,
+            slots: Slots::new(rules, monotonic_ms()),
+            age: 0,
+        };
+        master.summarise();
+        Ok(master)
+    }
+
+    /// One line per fact. The first two are gunicorn's, for those who look for them.
+    fn summarise(&self) {
+        let addresses: Vec<String> = self.listeners.addresses().map(ToString::to_string).collect();
+        info!("Listening at: {} ({})", addresses.join(","), self.pid);
+        let class = match self.settings.worker_class {
+            WorkerClass::Sync => "sync",
+            WorkerClass::Gthread => "gthread",
+        };
+        info!("Using worker: {class}");
+        let Settings { workers, threads, app, .. } = &*self.settings;
+        match &self.cpus {
+            Some(cpus) => {
+                let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+                info!("Workers: {workers}, each on its own CPU: {}", cpus.join(", "));
+            }
+            None if self.settings.pin => info!("Workers: {workers}, not pinned: more than CPUs"),
+            None => info!("Workers: {workers}, not pinned: {}", self.settings.source("pin")),
+        }
+        match threads {
+            1 => info!("Threads: 1 per worker"),
+            _ => info!("Threads: up to {threads} per worker, as requests block"),
+        }
+        info!("Application: {app}");
+    }
+
+    fn serve(&mut self) -> Exit {
+        loop {
+            self.take_events();
+            self.slots.turn(monotonic_ms());
+            if let Some(exit) = self.act() {
+                self.leave(exit);
+                return exit;
+            }
+            self.wait();
+        }
+    }
+
+    fn take_events(&mut self) {
+        let now_ms = monotonic_ms();
+        // Signals first: a worker that an interrupt from the terminal ended at the same moment is
+        // then part of the stop, and not replaced.
+        for signal in self.signals.take().iter() {
+            self.slots.signal(signal, now_ms);
+        }
+        loop {
+            match process::reap() {
+                Ok(Some((pid, ending))) => {
+                    let slot = self.slots.slot_of(pid);
+                    if let Some(slot) = slot {
+                        // Its last word: it may have been ready since we last looked.
+                        self.observe(slot);
+                    }
+                    self.slots.ended(pid, ending, now_ms);
+                    if let Some(record) = slot.and_then(|slot| self.shared.slot(slot)) {
+                        record.set_state(WorkerState::Empty);
+                        record.set_pid(0);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    error!("cannot reap: {}", describe(&error));
+                    break;
+                }
+            }
+        }
+        for slot in 0..self.settings.workers {
+            self.observe(slot);
+        }
+    }
+
+    fn observe(&mut self, slot: usize) {
+        if let Some(record) = self.shared.slot(slot) {
+            self.slots.observed(slot, record.state() >= WorkerState::Ready, record.heartbeat_ms());
+        }
+    }
+
+    /// Does what was decided, and what is decided meanwhile.
+    fn act(&mut self) -> Option<Exit> {
+        loop {
+            let actions = self.slots.take_actions();
+            if actions.is_empty() {
+                return None;
+            }
+            for action in actions {
+                match action {
+                    Action::Fork { slot } => self.fork_into(slot),
+                    Action::Kill { pid, signal } => {
+                        // It was not reaped yet, so the number is still its own.
+                        if let Err(error) = process::kill(pid, signal) {
+                            let name = signal::name(signal.as_raw());
+                            error!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
+                        }
+                    }
+                    Action::StopListening => self.listeners.unlink(),
+                    Action::Log(note) => log(&note),
+                    Action::Finish(exit) => return Some(exit),
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let now_ms = monotonic_ms();
+        let until_ms = self.slots.next_ms(now_ms);
+        let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
+        let signals = &self.signals;
+        self.host.wait(&mut || {
+            if let Err(error) = signals.wait(timeout) {
+                error!("cannot wait: {}", describe(&error));
+                // Out of memory, most likely: not the time to spin.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+    }
+
+    fn leave(&mut self, exit: Exit) {
+        let reason = match exit {
+            Exit::WorkerBoot => Some("Worker failed to boot."),
+            Exit::AppLoad => Some("App failed to load."),
+            Exit::Done | Exit::Start | Exit::Usage => None,
+        };
+        match reason {
+            None => info!("Shutting down: {NAME}"),
+            Some(reason) => {
+                error!("Shutting down: {NAME}");
+                error!("Reason: {reason}");
+            }
+        }
+        if let Some(pidfile) = self.pidfile.take() {
+            pidfile.remove();
+        }
+    }
+
+    fn fork_into(&mut self, slot: usize) {
+        let Some(record) = self.shared.slot(slot) else { return };
+        record.reset();
+        self.age += 1;
+        // A signal between the fork and the worker's own handlers would be recorded in the wrong
+        // process, or end the right one.
+        let blocked = match signal::block(master_signals()) {
+            Ok(blocked) => blocked,
+            Err(error) => return self.fork_failed(slot, &error),
+        };
+        self.host.before_fork();
+        match process::fork() {
+            Ok(Fork::Child) => {
+                // A panic must not unwind into the embedding process: it would be a second master.
+                let code = catch_unwind(AssertUnwindSafe(|| self.become_worker(slot, blocked)));
+                std::process::exit(code.unwrap_or(EXIT_PANIC))
+            }
+            Ok(Fork::Parent(pid)) => {
+                self.host.after_fork_parent();
+                drop(blocked);
+                record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
+                self.slots.forked(slot, pid, monotonic_ms());
+            }
+            Err(error) => {
+                self.host.after_fork_parent();
+                drop(blocked);
+                self.fork_failed(slot, &error);
+            }
+        }
+    }
+
+    fn fork_failed(&mut self, slot: usize, error: &io::Error) {
+        error!("cannot fork a worker: {}", describe(error));
+        self.slots.fork_failed(slot, monotonic_ms());
+    }
+
+    /// In the child. Returns the exit code.
+    fn become_worker(&mut self, slot: usize, blocked: signal::Blocked) -> i32 {
+        let master_event = self.signals.event();
+        let installed = Signals::install(worker_signals());
+        drop(blocked);
+        self.host.after_fork_child();
+        // The lock on the pidfile is the master's; with a copy in a worker it would outlive it.
+        self.pidfile = None;
+        let context = installed
+            .map_err(|error| system("handle signals", &error))
+            .and_then(|signals| self.prepare_worker(slot, signals, master_event));
+        let context = match context {
+            Ok(Some(context)) => context,
+            // The master has died meanwhile.
+            Ok(None) => return Exit::Done.code(),
+            Err(error) => {
+                error!("Worker (pid:{}) cannot start: {}", process::id(), error.what());
+                return error.exit().code();
+            }
+        };
+        let shared = context.shared.clone();
+        let code = self.host.serve(context);
+        // A worker that never served keeps its state: that is how the master can tell.
+        if let Some(record) = shared.slot(slot)
+            && record.state() >= WorkerState::Ready
+        {
+            record.set_state(WorkerState::Exited);
+        }
+        code
+    }
+
+    fn prepare_worker(
+        &mut self,
+        slot: usize,
+        signals: Signals,
+        master_event: BorrowedFd<'static>,
+    ) -> Result<Option<WorkerContext>, StartError> {
+        info!("Booting worker with pid: {}", process::id());
+        if let Ok(name) = CString::new(format!("ringhorn-w{slot}")) {
+            // For `top` and `ps -L` only.
+            let _ = process::set_thread_name(&name);
+        }
+        let Settings { user, group, initgroups, .. } = *self.settings;
+        process::assume(Identity { user, group, initgroups }).map_err(|error| {
+            system("take the user and group of the settings", &error).from(self.settings.source("user"))
+        })?;
+        // After the change of user, which clears it.
+        if !process::die_with(self.pid).map_err(|error| system("follow the master", &error))? {
+            return Ok(None);
+        }
+        let cpu = self.cpus.as_ref().and_then(|cpus| cpus.get(slot).copied());
+        if let Some(id) = cpu
+            && !core_affinity::set_for_current(CoreId { id })
+        {
+            warn!("cannot pin worker {slot} to CPU {id}");
+        }
+        let (listeners, siblings) = std::mem::take(&mut self.listeners).into_worker(slot);
+        Ok(Some(WorkerContext {
+            slot,
+            age: self.age,
+            settings: self.settings.clone(),
+            listeners,
+            siblings,
+            cpu,
+            shared: self.shared.clone(),
+            parent_pid: self.pid,
+            signals,
+            master_event,
+        }))
+    }
+}
+
+fn master_signals() -> SignalSet {
+    SignalSet::of(&[
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::TERM,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::TTIN,
+        Signal::TTOU,
+        Signal::WINCH,
+        Signal::CHILD,
+    ])
+}
+
+/// Those for the master are here so that they do no harm when they hit a whole process group
+/// (gunicorn's workers die of a HUP). CHLD and ABRT belong to the application.
+fn worker_signals() -> SignalSet {
+    SignalSet::of(&[
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::TERM,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::TTIN,
+        Signal::TTOU,
+        Signal::WINCH,
+    ])
+}
+
+fn warn_about_threads() {
+    if let Some(count) = process::thread_count()
+        && count > 1
+    {
+        warn!("the preloaded application runs {} threads; workers will not have them", count - 1);
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
+}
+
+fn system(what: &str, error: &io::Error) -> StartError {
+    StartError::new(Exit::Start, format!("cannot {what}: {}", describe(error)))
+}
+
+/// gunicorn's lines, for those who look for them, and ours in its manner.
+fn log(note: &Note) {
+    match note {
+        Note::Handling(signal) => {
+            let name = signal::name(signal.as_raw());
+            info!("Handling signal: {}", name.trim_start_matches("SIG").to_lowercase());
+        }
+        Note::NotYet(signal) => {
+            warn!("{} has no effect in this version", signal::name(signal.as_raw()));
+        }
+        Note::TimedOut { pid } => error!(target: CRITICAL, "WORKER TIMEOUT (pid:{pid})"),
+        Note::BackOff { slot, delay_ms } => {
+            let seconds = Duration::from_millis(*delay_ms).as_secs_f32();
+            warn!("Worker {slot} could not run; the next try is in {seconds:.1} s");
+        }
+        Note::OutOfTime { workers } => {
+            warn!("graceful_timeout is over; workers killed: {workers}");
+        }
+        // `leave` says it, when the others are gone.
+        Note::CannotBoot(_) => {}
+        Note::Ended { pid, ending: Ending::Code(0), .. } => debug!("Worker (pid:{pid}) has left"),
+        Note::Ended { pid, ending: Ending::Code(code), .. } => {
+            error!("Worker (pid:{pid}) exited with code {code}.");
+        }
+        Note::Ended { pid, ending: Ending::Signal(number), sent } => {
+            let name = signal::name(*number);
+            let ours = sent.is_some_and(|sent| sent.as_raw() == *number);
+            match *number {
+                // Said before: a timeout, or the end of a stop.
+                libc::SIGKILL if ours => debug!("Worker (pid:{pid}) was killed"),
+                libc::SIGKILL => {
+                    error!("Worker (pid:{pid}) was sent SIGKILL! Perhaps out of memory?");
+                }
+                libc::SIGTERM => info!("Worker (pid:{pid}) was sent {name}!"),
+                _ => warn!("Worker (pid:{pid}) was sent {name}!"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::field_reassign_with_default)]
+
+    use super::*;
+
+    #[test]
+    fn workers_are_pinned_when_there_is_a_cpu_for_each() {
+        let mut settings = Settings::default();
+        settings.pin = true;
+        let all = core_affinity::get_core_ids().unwrap().len();
+        for workers in 1..=all {
+            settings.workers = workers;
+            let cpus = cpus(&settings).unwrap();
+            let different: std::collections::BTreeSet<usize> = cpus.iter().copied().collect();
+            assert_eq!((cpus.len(), different.len()), (workers, workers));
+        }
+        settings.workers = all + 1;
+        assert_eq!(cpus(&settings), None);
+        settings.workers = 1;
+        settings.pin = false;
+        assert_eq!(cpus(&settings), None);
+    }
+
+    #[test]
+    fn no_workers_and_far_too_many_are_refused() {
+        for workers in [0, WORKERS_MAX + 1] {
+            let mut settings = Settings::default();
+            settings.workers = workers;
+            let mut host = NativeHost::new(|_| 0);
+            let error = Master::start(settings, &mut host).err().unwrap();
+            assert!(error.what().contains(&workers.to_string()), "{error}");
+        }
+    }
+}

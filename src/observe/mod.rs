@@ -1,1 +1,4 @@
-//! observe.
+//! Logs.
+
+/// The target that makes an error critical.
+pub const CRITICAL: &str = "critical";

@@ -1,0 +1,247 @@
+//! Processes: fork, reap, kill, and what a worker sets on itself.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
+
+use rustix::io::Errno;
+pub use rustix::process::Pid;
+use rustix::process::{Signal, WaitOptions};
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The old process; the child has this id.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It exited with this code.
+    Code(i32),
+    /// A signal with this number ended it.
+    Signal(i32),
+}
+
+/// fork(2).
+///
+/// The child has only the calling thread. Locks that other threads held stay held in it for ever,
+/// so a process that forks workers keeps itself single-threaded (see [`thread_count`]).
+///
+/// # Errors
+/// `EAGAIN` at a limit of processes, `ENOMEM`.
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: fork(2) has no conditions on memory. In the child, glibc makes malloc usable again;
+    // whatever else another thread had locked can only block, not corrupt.
+    let result = unsafe { libc::fork() };
+    match result {
+        0 => Ok(Fork::Child),
+        number => match Pid::from_raw(number) {
+            Some(pid) if number > 0 => Ok(Fork::Parent(pid)),
+            _ => Err(io::Error::last_os_error()),
+        },
+    }
+}
+
+/// Takes one child that has ended, if there is one. Also a child that somebody else left behind:
+/// as process 1 of a container we are everybody's parent.
+///
+/// # Errors
+/// What wait4(2) refuses; having no child is no error.
+pub fn reap() -> io::Result<Option<(Pid, Ending)>> {
+    loop {
+        return match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Ok(Some((pid, Ending::Code(code)))),
+                (None, Some(signal)) => Ok(Some((pid, Ending::Signal(signal)))),
+                // Stopped or continued: not asked for.
+                (None, None) => continue,
+            },
+            Ok(None) | Err(Errno::CHILD) => Ok(None),
+            Err(Errno::INTR) => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// kill(2).
+///
+/// # Errors
+/// `ESRCH`: it is gone. `EPERM`: it is not ours.
+pub fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
+    Ok(rustix::process::kill_process(pid, signal)?)
+}
+
+/// Whether a process with this id exists, ours or not.
+#[must_use]
+pub fn is_alive(pid: Pid) -> bool {
+    !matches!(rustix::process::test_kill_process(pid), Err(Errno::SRCH))
+}
+
+/// This process's id.
+#[must_use]
+pub fn id() -> Pid {
+    rustix::process::getpid()
+}
+
+/// The parent's id; `None` when the parent is outside this process-id namespace.
+#[must_use]
+pub fn parent_id() -> Option<Pid> {
+    rustix::process::getppid()
+}
+
+/// Lets the kernel kill this process when its parent dies (PR_SET_PDEATHSIG, SIGKILL).
+///
+/// SIGKILL, because a worker without a master must not go on: it would hold the port and answer
+/// with old code beside the next server. It works in the middle of application code and on a
+/// stopped process. A change of user or group clears it, so it is set after that.
+///
+/// Returns whether `parent` is still the parent; if not it died before this call, and no signal
+/// will come.
+///
+/// # Errors
+/// What prctl(2) refuses.
+pub fn die_with(parent: Pid) -> io::Result<bool> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(parent_id() == Some(parent))
+}
+
+/// Names the calling thread (PR_SET_NAME); the kernel keeps 15 bytes.
+///
+/// # Errors
+/// None that a string can cause.
+pub fn set_thread_name(name: &CStr) -> io::Result<()> {
+    Ok(rustix::thread::set_name(name)?)
+}
+
+/// Number of threads of this process; `None` without /proc.
+#[must_use]
+pub fn thread_count() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// Puts the calling thread under SCHED_BATCH: it does not preempt others when it wakes.
+///
+/// # Errors
+/// What sched_setscheduler(2) refuses, as in a container with a strict filter.
+pub fn set_batch_scheduling() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread and `parameters` is initialised.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) })
+}
+
+/// Whom a worker is to run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User id; `None` keeps it.
+    pub user: Option<u32>,
+    /// Group id; `None` keeps it.
+    pub group: Option<u32>,
+    /// Whether to take all groups of `user` in the group database.
+    pub initgroups: bool,
+}
+
+/// Becomes `identity` for good: real, effective and saved ids, and the supplementary groups.
+///
+/// Those of the old user are dropped in every case: root's groups would leave a door open. gunicorn
+/// keeps them unless `initgroups` is set.
+///
+/// # Errors
+/// `EPERM` without the right to change; `ENOENT` when `initgroups` is set and the user has no entry
+/// in the user database. The process may be half-way then and must end.
+pub fn assume(identity: Identity) -> io::Result<()> {
+    let user = identity.user.filter(|id| *id != rustix::process::geteuid().as_raw());
+    let group = identity.group.filter(|id| *id != rustix::process::getegid().as_raw());
+    if user.is_none() && group.is_none() {
+        return Ok(());
+    }
+    let group_id = identity.group.unwrap_or_else(|| rustix::process::getegid().as_raw());
+    match identity.user.filter(|_| identity.initgroups) {
+        Some(id) => take_groups_of(id, group_id)?,
+        // Without the right to drop them (not root, a group of ours) they are ours anyway.
+        None if rustix::process::geteuid().is_root() => {
+            // SAFETY: `group_id` is one readable id, as the count says.
+            check(unsafe { libc::setgroups(1, &raw const group_id) })?;
+        }
+        None => {}
+    }
+    if let Some(id) = group {
+        // SAFETY: setresgid(2) has no conditions on memory.
+        check(unsafe { libc::setresgid(id, id, id) })?;
+    }
+    if let Some(id) = user {
+        // SAFETY: setresuid(2) has no conditions on memory.
+        check(unsafe { libc::setresuid(id, id, id) })?;
+    }
+    Ok(())
+}
+
+fn take_groups_of(user: u32, group: u32) -> io::Result<()> {
+    // Entries of some directories have long member fields; the bound is arbitrary but fixed.
+    let mut strings = vec![0 as libc::c_char; 64 * 1024];
+    let mut entry = MaybeUninit::<libc::passwd>::uninit();
+    let mut found: *mut libc::passwd = std::ptr::null_mut();
+    let (room, length) = (strings.as_mut_ptr(), strings.len());
+    // SAFETY: `entry`, `found` and the `length` bytes at `room` are writable and outlive the call.
+    let result = unsafe { libc::getpwuid_r(user, entry.as_mut_ptr(), room, length, &raw mut found) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    if found.is_null() {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
+    // SAFETY: getpwuid_r(3) filled it: `found` points to it.
+    let entry = unsafe { entry.assume_init() };
+    // SAFETY: `pw_name` is the user's name, ended by NUL, inside `strings`, which is still alive.
+    check(unsafe { libc::initgroups(entry.pw_name, group) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_alive_and_an_impossible_one_is_not() {
+        assert!(is_alive(id()));
+        // Above the largest id that Linux gives (2^22).
+        assert!(!is_alive(Pid::from_raw(i32::MAX).unwrap()));
+    }
+
+    #[test]
+    fn becoming_oneself_changes_nothing() {
+        let same = Identity {
+            user: Some(rustix::process::geteuid().as_raw()),
+            group: Some(rustix::process::getegid().as_raw()),
+            initgroups: true,
+        };
+        assume(same).unwrap();
+    }
+
+    #[test]
+    fn threads_are_counted() {
+        assert!(thread_count().is_some_and(|count| count >= 1));
+    }
+
+    #[test]
+    fn a_thread_can_be_named_and_scheduled_as_batch() {
+        std::thread::spawn(|| {
+            set_thread_name(c"ringhorn-test").unwrap();
+            set_batch_scheduling().unwrap();
+            let comm = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+            assert_eq!(comm.trim_end(), "ringhorn-test");
+            // SAFETY: 0 is the calling thread.
+            assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_BATCH);
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,81 @@
+//! The CPU clock of a thread, read from another one. It tells a runner that is blocked (the clock
+//! stands still) from one that is busy (the clock runs).
+
+use std::io;
+use std::mem::MaybeUninit;
+
+/// Names the CPU clock of one thread of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadClock(libc::clockid_t);
+
+impl ThreadClock {
+    /// The calling thread's clock, for others to read.
+    ///
+    /// # Errors
+    /// pthread_getcpuclockid(3) on a system without thread clocks.
+    pub fn of_current_thread() -> io::Result<Self> {
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: pthread_self(3) has no conditions.
+        let thread = unsafe { libc::pthread_self() };
+        // SAFETY: `thread` is the calling thread, so it is alive, and `clock` is a valid place for
+        // the result.
+        let result = unsafe { libc::pthread_getcpuclockid(thread, &raw mut clock) };
+        if result == 0 { Ok(Self(clock)) } else { Err(io::Error::from_raw_os_error(result)) }
+    }
+
+    /// CPU time that the thread has used since its start, in nanoseconds; `None` when it has ended.
+    #[must_use]
+    pub fn nanoseconds(self) -> Option<u64> {
+        let mut time = MaybeUninit::<libc::timespec>::uninit();
+        // SAFETY: `time` is a valid place for a timespec; a clock of a thread that is gone only
+        // makes the call fail.
+        let result = unsafe { libc::clock_gettime(self.0, time.as_mut_ptr()) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: clock_gettime(2) filled it: it returned 0.
+        let time = unsafe { time.assume_init() };
+        let seconds = u64::try_from(time.tv_sec).ok()?;
+        Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_blocked_thread_stands_still_and_a_busy_one_does_not() {
+        let (clock_sent, clocks) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let own = ThreadClock::of_current_thread().unwrap();
+            clock_sent.send(own).unwrap();
+            wait.recv().unwrap();
+            let start = own.nanoseconds().unwrap();
+            while own.nanoseconds().unwrap() < start + 2_000_000 {}
+            clock_sent.send(own).unwrap();
+            wait.recv().unwrap();
+        });
+        let clock = clocks.recv().unwrap();
+        // The thread may still be on its way into `recv`: wait until it has come to rest.
+        let mut blocked = clock.nanoseconds().unwrap();
+        loop {
+            std::thread::yield_now();
+            let now = clock.nanoseconds().unwrap();
+            if now == blocked {
+                break;
+            }
+            blocked = now;
+        }
+        go.send(()).unwrap();
+        clocks.recv().unwrap();
+        assert!(clock.nanoseconds().unwrap() >= blocked + 2_000_000);
+        go.send(()).unwrap();
+        thread.join().unwrap();
+    }
+}

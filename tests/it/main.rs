@@ -1,0 +1,3 @@
+//! Tests over sockets and processes: what a client and an operator see.
+
+mod master;
