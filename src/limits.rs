@@ -30,3 +30,25 @@ pub const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 
 /// Bytes of buffer capacity an idle exchange box keeps for its next request.
 pub const EXCHANGE_KEEP_BYTES: usize = 64 * 1024;
+
+/// Workers that may be asked for. More processes than this is a slip of the pen.
+pub const WORKERS_MAX: usize = 4096;
+
+/// Runner threads of one worker that may be asked for.
+pub const THREADS_MAX: usize = 4096;
+
+/// Connections of one worker that may be asked for: the slots that an event's token can name.
+pub const CONNECTIONS_MAX: usize = 1 << 24;
+
+/// Bytes that `limit_request_line` and `limit_request_field_size` may be set to. A head is held in
+/// memory whole.
+pub const HEAD_LIMIT_MAX: usize = 1 << 20;
+
+/// Bytes that `body_buffer` may be set to; every connection may hold as many.
+pub const BODY_BUFFER_MAX: usize = 1 << 32;
+
+/// Bytes of log lines that wait for a slow disk or pipe; more are dropped and counted.
+pub const LOG_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Bytes of one log line. A head may hold a megabyte of user agent, which no log needs.
+pub const LOG_LINE_BYTES_MAX: usize = 64 * 1024;

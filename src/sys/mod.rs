@@ -1,1 +1,4 @@
-//! sys.
+//! The system calls that have no safe wrapper elsewhere.
+
+pub mod account;
+pub mod clock;
