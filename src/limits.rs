@@ -45,7 +45,7 @@ pub const CONNECTIONS_MAX: usize = 1 << 24;
 pub const HEAD_LIMIT_MAX: usize = 1 << 20;
 
 /// Bytes that `body_buffer` may be set to; every connection may hold as many.
-pub const BODY_BUFFER_MAX: usize = 1 << 32;
+pub const BODY_BUFFER_MAX: usize = 1 << 30;
 
 /// Bytes of log lines that wait for a slow disk or pipe; more are dropped and counted.
 pub const LOG_BUFFER_BYTES: usize = 1024 * 1024;

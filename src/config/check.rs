@@ -369,6 +369,19 @@ mod tests {
         assert!(checked("when_ready", Value::Int(1)).is_err());
     }
 
+    proptest::proptest! {
+        /// Whatever is typed, there is an answer, and a value that passed once passes again.
+        #[test]
+        fn any_text_is_a_value_or_an_error(text in ".{0,16}") {
+            for setting in SETTINGS {
+                if let Ok(value) = check(setting, Value::text(&*text)) {
+                    proptest::prop_assert_eq!(check(setting, value.clone()), Ok(value), "{}", setting.name);
+                }
+            }
+            let _ = crate::config::Bind::parse(&text);
+        }
+    }
+
     /// Config files made from gunicorn's template set most names to `None`.
     #[test]
     fn none_passes_for_every_setting() {

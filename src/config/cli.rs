@@ -48,6 +48,9 @@ impl Place {
 /// The name of the positional argument; no setting is called so.
 const APP: &str = "APP";
 
+/// Columns that help takes at most: it is printed, pasted and read in narrow windows.
+const HELP_COLUMNS: usize = 100;
+
 /// Reads arguments; the program's name is not among them.
 ///
 /// # Errors
@@ -81,7 +84,7 @@ fn command() -> Command {
         .disable_help_flag(true)
         .infer_long_args(true)
         .args_override_self(true)
-        .max_term_width(110)
+        .max_term_width(HELP_COLUMNS)
         .arg(
             Arg::new(APP)
                 .num_args(0..)
@@ -110,8 +113,8 @@ fn option(setting: &'static Setting) -> Arg {
             None => arg.short(flag.chars().nth(1)),
         };
     }
-    // Help is for what works here; the rest is understood, and says at start what it does.
-    arg = arg.hide(setting.support != Support::Honoured);
+    // Help is for what works here and is used; the rest is understood, and docs/settings.md has it.
+    arg = arg.hide(setting.rare || setting.support != Support::Honoured);
     match setting.kind {
         Kind::Switch => arg.action(ArgAction::SetTrue),
         Kind::ProxyMode => arg
@@ -322,17 +325,23 @@ mod tests {
 
     #[test]
     fn help_fits_a_person() {
-        let Ok(Outcome::Print(text)) = parse(&["--help".into()], Place::CommandLine) else {
-            panic!("no help")
-        };
+        let text = command().term_width(HELP_COLUMNS).render_help().to_string();
         for wanted in ["Usage: ringhorn [OPTIONS] [APP]", "Workers:", "Sockets:", "-w, --workers <N>", "[30]"]
         {
             assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         }
         assert!(!text.contains("--dirty-app"), "what is not honoured is not offered");
-        for line in text.lines() {
-            assert!(line.len() <= 130, "{line}");
+        for setting in SETTINGS.iter().filter(|setting| setting.support == Support::Honoured && !setting.rare)
+        {
+            let Some(option) = setting.option() else { continue };
+            let whole = |line: &&str| line.contains(option) && line.contains(&*help(setting));
+            let line = text.lines().find(whole);
+            assert!(
+                line.is_some_and(|line| line.len() <= HELP_COLUMNS),
+                "{option} takes two lines in\n{text}"
+            );
         }
+        assert!(matches!(parse(&["-h".into()], Place::CommandLine), Ok(Outcome::Print(_))));
     }
 
     #[test]

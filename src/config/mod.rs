@@ -261,6 +261,7 @@ impl Settings {
             let value = match setting.name {
                 "workers" => self.workers.to_string(),
                 "threads" => self.threads.to_string(),
+                "worker_class" if entry.value == Value::None => "'gthread'".to_owned(),
                 "wsgi_app" => Value::text(&*self.app).to_string(),
                 _ if setting.kind == Kind::Mode => match entry.value {
                     Value::Int(bits) => format!("0o{bits:o}"),
@@ -270,6 +271,9 @@ impl Settings {
             };
             let source = match setting.name {
                 "workers" if entry.source == Source::Default => format!("default: {}", self.workers_from),
+                "threads" if entry.source == Source::Default => {
+                    format!("default: {}", setting.default_shown())
+                }
                 _ => entry.source.to_string(),
             };
             rows.push((setting.name, value, source));
@@ -486,7 +490,7 @@ impl Values {
     fn refuse_or_notice(&self, notices: &mut Vec<Notice>) -> Result<(), StartError> {
         for (setting, entry) in SETTINGS.iter().zip(&self.entries) {
             // Config files made from gunicorn's template set many names to their defaults.
-            if entry.source <= Source::Environment("") || entry.value == setting.default.value() {
+            if entry.source == Source::Default || entry.value == setting.default.value() {
                 continue;
             }
             let from = described(setting.name, &entry.source);

@@ -31,6 +31,8 @@ pub struct Setting {
     pub applies: Applies,
     /// What Ringhorn does with it.
     pub support: Support,
+    /// Left out of `--help`, because few need it.
+    pub rare: bool,
 }
 
 /// What values a setting takes, and how text becomes one.
@@ -231,6 +233,7 @@ const fn setting(
         doc,
         applies: Reload,
         support: Support::Honoured,
+        rare: false,
     }
 }
 
@@ -247,6 +250,11 @@ impl Setting {
 
     const fn start(mut self) -> Self {
         self.applies = Start;
+        self
+    }
+
+    const fn rare(mut self) -> Self {
+        self.rare = true;
         self
     }
 
@@ -319,7 +327,7 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Config file: PATH, file:PATH or python:MODULE",
     )
-    .computed("./ringhorn.conf.py or ./gunicorn.conf.py")
+    .computed("./gunicorn.conf.py")
     .start(),
     setting(Application, "wsgi_app", &[], Text, UNSET, "Application, when the command line names none"),
     setting(
@@ -328,9 +336,9 @@ pub static SETTINGS: &[Setting] = &[
         &["--chdir"],
         Directory,
         UNSET,
-        "Directory to change to before the application is loaded",
+        "Directory to change to before the application loads",
     )
-    .computed("the current directory"),
+    .computed("."),
     setting(
         Application,
         "pythonpath",
@@ -421,9 +429,9 @@ pub static SETTINGS: &[Setting] = &[
         &["-b", "--bind"],
         List,
         Default::List(&["127.0.0.1:8000"]),
-        "HOST:PORT, [V6]:PORT, unix:PATH or fd://N; repeatable",
+        "HOST:PORT, unix:PATH or fd://N; repeatable",
     )
-    .computed("127.0.0.1:8000, or 0.0.0.0:$PORT")
+    .computed("127.0.0.1:8000 or 0.0.0.0:$PORT")
     .env("PORT"),
     setting(
         Sockets,
@@ -484,22 +492,15 @@ pub static SETTINGS: &[Setting] = &[
     setting(Workers, "workers", &["-w", "--workers"], Count(1), UNSET, "Worker processes")
         .computed("one per usable CPU, or $WEB_CONCURRENCY")
         .env("WEB_CONCURRENCY"),
-    setting(
-        Workers,
-        "threads",
-        &["--threads"],
-        Count(1),
-        UNSET,
-        "Requests that one worker runs at once, at most",
-    )
-    .computed("64 / workers, at least 4"),
+    setting(Workers, "threads", &["--threads"], Count(1), UNSET, "Requests a worker runs at once, at most")
+        .computed("64 / workers, at least 4"),
     setting(
         Workers,
         "worker_class",
         &["-k", "--worker-class"],
         Class,
         UNSET,
-        "gthread, or sync: one request at a time in each worker",
+        "gthread, or sync: one request at a time per worker",
     )
     .computed("gthread"),
     setting(
@@ -508,9 +509,9 @@ pub static SETTINGS: &[Setting] = &[
         &["--worker-connections"],
         Count(1),
         UNSET,
-        "Connections that one worker holds, at most",
+        "Connections a worker holds, at most",
     )
-    .computed("what the limit on open files allows"),
+    .computed("as open files allow"),
     setting(
         Workers,
         "timeout",
@@ -533,7 +534,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--keep-alive"],
         Seconds,
         int(75),
-        "Seconds an idle connection is kept for its next request; 0 = none",
+        "Seconds an idle connection is kept open; 0 = not at all",
     ),
     setting(
         Workers,
@@ -562,7 +563,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--limit-request-line"],
         Count(0),
         int(4094),
-        "Bytes of a request line, at most; 0 = as many as the head may have",
+        "Bytes of a request line, at most; 0 = any number",
     ),
     setting(
         Requests,
@@ -586,9 +587,8 @@ pub static SETTINGS: &[Setting] = &[
         &["--forwarded-allow-ips"],
         Networks,
         Default::List(&["127.0.0.1", "::1"]),
-        "Proxies whose forwarded headers are believed; * = all",
+        "Proxies whose word is taken; * = all",
     )
-    .computed("127.0.0.1,::1, or $FORWARDED_ALLOW_IPS")
     .env("FORWARDED_ALLOW_IPS"),
     setting(
         Requests,
@@ -608,7 +608,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--forwarder-headers"],
         Commas,
         Default::List(&["SCRIPT_NAME", "PATH_INFO"]),
-        "Names with an underscore that a trusted proxy may send",
+        "Names with _ that those may send",
     ),
     setting(
         Requests,
@@ -616,7 +616,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--header-map"],
         Choice(&["drop", "refuse", "dangerous"]),
         text("drop"),
-        "Other names with an underscore: drop, refuse or dangerous",
+        "Other names with _: drop, refuse or dangerous",
     ),
     setting(
         Requests,
@@ -625,7 +625,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Accept header fields that go on in a second line",
-    ),
+    )
+    .rare(),
     setting(
         Requests,
         "strip_header_spaces",
@@ -633,7 +634,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Accept blanks between a field's name and its colon",
-    ),
+    )
+    .rare(),
     setting(
         Requests,
         "permit_unconventional_http_method",
@@ -641,7 +643,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Accept methods in lower case, or very short or long ones",
-    ),
+    )
+    .rare(),
     setting(
         Requests,
         "permit_unconventional_http_version",
@@ -649,7 +652,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Accept HTTP versions other than 1.0 and 1.1",
-    ),
+    )
+    .rare(),
     setting(
         Requests,
         "casefold_http_method",
@@ -657,7 +661,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Turn methods to upper case",
-    ),
+    )
+    .rare(),
     setting(
         Requests,
         "http_parser",
@@ -668,7 +673,7 @@ pub static SETTINGS: &[Setting] = &[
     )
     .but(NoOp("ringhorn has one parser")),
     setting(Requests, "sendfile", &["--no-sendfile"], Switch, UNSET, "Send files with sendfile(2)")
-        .computed("on, or $SENDFILE")
+        .computed("on")
         .env("SENDFILE")
         .but(NoOp("files are read and sent piece by piece so far")),
     setting(Requests, "tmp_upload_dir", &[], Any, UNSET, "Unused, in gunicorn too")
@@ -801,7 +806,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--io"],
         Choice(&["auto", "uring", "epoll"]),
         text("auto"),
-        "How workers wait for the network: auto, uring or epoll",
+        "Network backend: auto, uring or epoll",
     ),
     setting(
         Ringhorn,
@@ -809,7 +814,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--no-pin"],
         Switch,
         YES,
-        "Do not tie each worker to a CPU (done when there is one for each)",
+        "Tie each worker to a CPU of its own; --no-pin: do not",
     ),
     setting(
         Ringhorn,
@@ -817,7 +822,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--body-buffer"],
         Bytes,
         int(1024 * 1024),
-        "Bytes of a request body received before the application is called",
+        "Body bytes received before the application is called",
     )
     .computed("1m"),
     setting(
@@ -834,7 +839,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--first-byte-timeout"],
         Seconds,
         int(30),
-        "Seconds from connecting to the first byte of a request; 0 = any",
+        "Seconds from connecting to a request's first byte; 0 = any",
     ),
     setting(
         Ringhorn,
@@ -842,7 +847,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--header-timeout"],
         Seconds,
         int(10),
-        "Seconds from a request's first byte to the end of its head; 0 = any",
+        "Seconds from that byte to the end of the head; 0 = any",
     ),
     setting(
         Ringhorn,
@@ -850,7 +855,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--body-timeout"],
         Seconds,
         int(30),
-        "Seconds between two arrivals of a request body; 0 = any",
+        "Seconds between two arrivals of a body; 0 = any",
     ),
     setting(
         Ringhorn,
@@ -858,7 +863,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--response-timeout"],
         Seconds,
         int(30),
-        "Seconds in which a client must take some of the response; 0 = any",
+        "Seconds without a client taking any response; 0 = any",
     ),
     setting(
         Ringhorn,
@@ -866,7 +871,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--linger-timeout"],
         Seconds,
         int(2),
-        "Seconds for a client to take the last bytes before a close",
+        "Seconds for a client to take the last bytes at a close",
     ),
     // Hooks
     setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets")
@@ -1112,8 +1117,9 @@ pub fn markdown() -> String {
          <!-- Printed from src/config/settings.rs; `RINGHORN_BLESS=1 cargo test --test tidy` writes it anew. -->\n\n\
          Names, options and meanings are gunicorn's, except for the group \"Ringhorn\". A later source replaces\n\
          the whole value of an earlier one: defaults and the environment variables behind them, the config\n\
-         file, `GUNICORN_CMD_ARGS`, `RINGHORN_CMD_ARGS`, the command line. `ringhorn --print-config` shows\n\
-         every value and where it came from.\n\n\
+         file (the one that `--config` names, else `./ringhorn.conf.py`, else `./gunicorn.conf.py`),\n\
+         `GUNICORN_CMD_ARGS`, `RINGHORN_CMD_ARGS`, the command line. `ringhorn --print-config` shows every\n\
+         value and where it came from.\n\n\
          The last column says what Ringhorn does with a setting:\n\n\
          - **yes**: it does what it says.\n\
          - **nothing to do**: accepted, without effect, for the reason given.\n\
@@ -1130,9 +1136,13 @@ pub fn markdown() -> String {
         for setting in SETTINGS.iter().filter(|setting| setting.group == group) {
             let options: Vec<_> = setting.flags.iter().map(|flag| format!("`{flag}`")).collect();
             let default = match setting.default_shown() {
-                shown if shown.is_empty() => "-".to_owned(),
+                shown if shown.is_empty() && setting.env.is_none() => "-".to_owned(),
                 shown if setting.default_text.is_some() => shown,
                 shown => format!("`{shown}`"),
+            };
+            let default = match setting.env {
+                Some(name) if !default.contains(name) => format!("{default} or `${name}`"),
+                _ => default,
             };
             let support = match setting.support {
                 Support::Honoured => "yes".to_owned(),
@@ -1192,8 +1202,8 @@ impl Kind {
             Self::Path => "FILE",
             Self::Directory => "DIR",
             Self::Count(_) => "N",
-            Self::Seconds => "SECONDS",
-            Self::Bytes => "BYTES",
+            Self::Seconds => "SECS",
+            Self::Bytes => "SIZE",
             Self::Mode => "MODE",
             Self::Networks => "IPS",
             Self::Choice(_) => "WORD",

@@ -418,5 +418,5 @@ fn the_listing_has_every_setting_sorted_with_its_source() {
     assert_eq!(line("workers"), "workers = 2 # --workers on the command line");
     assert_eq!(line("umask"), "umask = 0o600 # --umask on the command line");
     assert_eq!(line("bind"), "bind = ['127.0.0.1:8000'] # default");
-    assert_eq!(line("threads"), "threads = 32 # default");
+    assert_eq!(line("threads"), "threads = 32 # default: 64 / workers, at least 4");
 }
