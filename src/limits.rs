@@ -57,3 +57,49 @@ pub const ACCEPTS_PER_TURN: usize = 64;
 
 /// Workers that may be asked for. More processes than this is a slip of the pen.
 pub const WORKERS_MAX: usize = 4096;
+
+/// Runner threads of one worker that may be asked for.
+pub const THREADS_MAX: usize = 4096;
+
+/// Connections of one worker that may be asked for: the slots that an event's token can name.
+pub const CONNECTIONS_MAX: usize = 1 << 24;
+
+/// Bytes that `limit_request_line` and `limit_request_field_size` may be set to. A head is held in
+/// memory whole.
+pub const HEAD_LIMIT_MAX: usize = 1 << 20;
+
+/// Bytes that `body_buffer` may be set to; every connection may hold as many.
+pub const BODY_BUFFER_MAX: usize = 1 << 30;
+
+/// Bytes of log lines that wait for a slow disk or pipe; more are dropped and counted.
+pub const LOG_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Bytes of one log line. A head may hold a megabyte of user agent, which no log needs.
+pub const LOG_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Exchange boxes kept for reuse by one worker: as many as requests come in a full turn. Beyond it
+/// they are freed, so that a burst does not cost memory for ever.
+pub const SPARE_EXCHANGES_MAX: usize = 256;
+
+/// Milliseconds between looks at the runners while requests wait (see `worker::pool`).
+pub const BATCH_CHECK_MS: u64 = 1;
+
+/// Milliseconds that the I/O thread sleeps at most: its heartbeat, and the latest look at answers that
+/// ended without waking it.
+pub const HEARTBEAT_MS: u64 = 500;
+
+/// Milliseconds before accepting is tried again when the process has run out of descriptors.
+pub const ACCEPT_RETRY_MS: u64 = 100;
+
+/// Milliseconds that a closed connection waits for the client to close too, and bytes that are read and
+/// dropped meanwhile. Closing at once would reset the connection and may destroy the answer.
+pub const LINGER_MS: u64 = 2_000;
+/// See [`LINGER_MS`].
+pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Milliseconds that an idle connection stays open when its worker leaves, for a request that is already
+/// on its way.
+pub const DRAIN_IDLE_MS: u64 = 500;
+
+/// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
+pub const QUICK_STOP_MS: u64 = 300;

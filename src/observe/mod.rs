@@ -1,4 +1,37 @@
-//! Logs.
+//! What the server tells about itself: its own messages, and a line per request.
+//!
+//! - [`error_log`] takes `tracing` events and writes them as gunicorn writes its error log. It is
+//!   used in every process and writes at once, because these lines are few and matter most when
+//!   things go wrong.
+//! - [`access_log`] turns the facts of one request into a line, and [`writer`] keeps those lines
+//!   away from the threads that serve: a slow disk or a full pipe costs lines, not requests.
+//!
+//! Nothing here decides anything; without this module the server would serve the same.
 
-/// The target that makes an error critical.
-pub const CRITICAL: &str = "critical";
+pub mod access_log;
+pub mod error_log;
+pub mod writer;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use access_log::{AccessFormat, AccessRecord};
+pub use error_log::{CRITICAL, ErrorLog, Level};
+pub use writer::LogWriter;
+
+/// Where a log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Nowhere.
+    Off,
+    /// Standard output for the access log, standard error for the error log.
+    Standard,
+    /// A file that is appended to.
+    File(PathBuf),
+}
+
+/// Opens a log file for appending, so that several processes write whole lines to one file.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}

@@ -2,6 +2,8 @@
 //! few that need more than one call to be used rightly. What leaves this module is safe to call
 //! with any argument.
 
+pub mod account;
+pub mod clock;
 pub mod errno;
 pub mod fd;
 pub mod futex;

@@ -1,0 +1,749 @@
+//! The access log: `access_log_format` compiled once, then a line per request without allocating.
+//!
+//! Atoms, modifiers and defaults are gunicorn's. Values are untrusted bytes, so whatever could end
+//! a quoted field or a line is escaped: `"` and `\` get a backslash, control characters and bytes
+//! that are no UTF-8 become `\u00XX`. The result is one line whatever was sent, and a format that
+//! writes JSON stays JSON.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
+
+use crate::limits::LOG_LINE_BYTES_MAX;
+use crate::sys::clock;
+
+/// The facts of one request. Byte strings are as received, and escaped only in the line.
+pub trait AccessRecord {
+    /// Address of the peer without its port (`REMOTE_ADDR`); empty on a Unix socket.
+    fn remote_addr(&self) -> &[u8];
+    /// The method.
+    fn method(&self) -> &[u8];
+    /// The request target as received (`RAW_URI`).
+    fn target(&self) -> &[u8];
+    /// The path, percent-decoded (`PATH_INFO`).
+    fn path(&self) -> &[u8];
+    /// The query without its question mark.
+    fn query(&self) -> &[u8];
+    /// `HTTP/1.1`.
+    fn protocol(&self) -> &[u8];
+    /// Status code of the response.
+    fn status(&self) -> u16;
+    /// Bytes of the response's body that were sent; `None` when unknown.
+    fn body_bytes(&self) -> Option<u64>;
+    /// Time from the end of the request's head to the end of the response.
+    fn duration(&self) -> Duration;
+    /// A request header by its name in lower case; the last one where it is repeated.
+    fn request_header(&self, name: &[u8]) -> Option<&[u8]>;
+    /// A header that the application gave, by its name in lower case.
+    fn response_header(&self, name: &[u8]) -> Option<&[u8]>;
+    /// A variable of the WSGI environ by its name in lower case, `wsgi.url_scheme` for example.
+    fn environ(&self, name: &[u8]) -> Option<&[u8]> {
+        let _ = name;
+        None
+    }
+}
+
+/// A compiled `access_log_format`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessFormat {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(Vec<u8>),
+    Atom { atom: Atom, style: Style },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Atom {
+    RemoteAddr,
+    Dash,
+    User,
+    Time,
+    RequestLine,
+    Method,
+    Status,
+    Path,
+    Query,
+    Protocol,
+    BodyText,
+    BodyNumber,
+    Referer,
+    UserAgent,
+    Seconds,
+    Milliseconds,
+    Microseconds,
+    SecondsFraction,
+    Pid,
+    RequestHeader(Vec<u8>),
+    ResponseHeader(Vec<u8>),
+    Environ(Vec<u8>),
+}
+
+/// Python's modifiers between `%(name)` and the conversion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Style {
+    left: bool,
+    zero: bool,
+    sign: Option<u8>,
+    width: u16,
+    precision: Option<u16>,
+    number: bool,
+}
+
+/// Why a format is not one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatError {
+    at: usize,
+    reason: String,
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at character {}", self.reason, self.at + 1)
+    }
+}
+
+impl std::error::Error for FormatError {}
+
+impl AccessFormat {
+    /// Compiles a format in the language of Python's `%` operator. Unknown atoms give `-`, as in
+    /// gunicorn.
+    ///
+    /// # Errors
+    /// A `%` that starts nothing; a conversion other than `s`, `d`, `i`, `u`; a number's conversion
+    /// of an atom that is text. gunicorn logs a traceback for each request then.
+    pub fn parse(text: &str) -> Result<Self, FormatError> {
+        let mut parts = Vec::new();
+        let mut literal = Vec::new();
+        let mut at = 0;
+        let bytes = text.as_bytes();
+        while at < bytes.len() {
+            if bytes[at] != b'%' {
+                literal.push(bytes[at]);
+                at += 1;
+            } else if bytes.get(at + 1) == Some(&b'%') {
+                literal.push(b'%');
+                at += 2;
+            } else {
+                if !literal.is_empty() {
+                    parts.push(Part::Literal(std::mem::take(&mut literal)));
+                }
+                let (part, end) = atom(text, at)?;
+                parts.push(part);
+                at = end;
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Ok(Self { parts })
+    }
+
+    /// Appends the line for `record`, with its line end.
+    pub fn format(&self, record: &dyn AccessRecord, out: &mut Vec<u8>) {
+        let start = out.len();
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) => out.extend_from_slice(literal),
+                Part::Atom { atom, style } => {
+                    let value = out.len();
+                    atom.append(record, out);
+                    if *style != Style::default() {
+                        style.apply(out, value);
+                    }
+                }
+            }
+        }
+        out.truncate(start + LOG_LINE_BYTES_MAX - 1);
+        out.push(b'\n');
+    }
+}
+
+/// Reads the atom whose `%` stands at `at`; gives it and the place behind it.
+fn atom(text: &str, at: usize) -> Result<(Part, usize), FormatError> {
+    let error = |reason: &str| FormatError { at, reason: reason.to_owned() };
+    let bytes = text.as_bytes();
+    if bytes.get(at + 1) != Some(&b'(') {
+        return Err(error("a % that starts no atom"));
+    }
+    let open = at + 2;
+    let close = text[open..].find(')').ok_or_else(|| error("an atom whose name has no end"))? + open;
+    let name = &text[open..close];
+    // A byte that is no conversion stands for the end, and is refused as one below.
+    let peek = |at: usize| bytes.get(at).copied().unwrap_or_default();
+    let mut end = close + 1;
+    let mut style = Style::default();
+    loop {
+        match peek(end) {
+            b'-' => style.left = true,
+            b'0' => style.zero = true,
+            b'+' => style.sign = Some(b'+'),
+            b' ' => style.sign = style.sign.or(Some(b' ')),
+            b'#' => {}
+            _ => break,
+        }
+        end += 1;
+    }
+    let number = |end: &mut usize| {
+        let mut value = 0u16;
+        while peek(*end).is_ascii_digit() {
+            value = value.saturating_mul(10).saturating_add(u16::from(peek(*end) - b'0')).min(WIDTH_MAX);
+            *end += 1;
+        }
+        value
+    };
+    style.width = number(&mut end);
+    if peek(end) == b'.' {
+        end += 1;
+        style.precision = Some(number(&mut end));
+    }
+    // C's length modifiers, which Python accepts and ignores.
+    if matches!(peek(end), b'h' | b'l' | b'L') {
+        end += 1;
+    }
+    let atom = Atom::from_name(name);
+    match peek(end) {
+        b's' => {}
+        b'd' | b'i' | b'u' if atom.is_number() => style.number = true,
+        b'd' | b'i' | b'u' => {
+            return Err(error(&format!("%({name})d, but {name} is text; write %({name})s")));
+        }
+        _ => return Err(error(&format!("%({name}) without its conversion s or d"))),
+    }
+    // Only numbers have signs and leading zeros.
+    if !style.number {
+        style = Style { zero: false, sign: None, ..style };
+    }
+    // Plain `%(D)d` and `%(D)s` are the same.
+    if style == (Style { number: true, ..Style::default() }) {
+        style = Style::default();
+    }
+    Ok((Part::Atom { atom, style }, end + 1))
+}
+
+/// Widest field. A width pads every line, so a slip must not cost a megabyte each.
+const WIDTH_MAX: u16 = 1024;
+
+impl Style {
+    /// Pads and cuts the value that starts at `start`.
+    fn apply(self, out: &mut Vec<u8>, start: usize) {
+        let mut digits = start;
+        if self.number {
+            if let Some(sign) = self.sign {
+                out.insert(start, sign);
+                digits += 1;
+            }
+            let least = usize::from(self.precision.unwrap_or_default());
+            pad(out, digits, least.saturating_sub(out.len() - digits), b'0');
+        } else if let Some(most) = self.precision {
+            // Never within an escape: its backslash would then escape the format's own quote.
+            let keep: usize = chars(&out[start..]).take(usize::from(most)).sum();
+            out.truncate(start + keep);
+        }
+        let missing = usize::from(self.width).saturating_sub(chars(&out[start..]).count());
+        if self.left {
+            out.resize(out.len() + missing, b' ');
+        } else if self.zero {
+            pad(out, digits, missing, b'0');
+        } else {
+            pad(out, start, missing, b' ');
+        }
+    }
+}
+
+/// The lengths in bytes of the characters of an escaped value; an escape is one character.
+fn chars(mut value: &[u8]) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let len = match (value.first()?, value.get(1)) {
+            (b'\\', Some(b'u')) => 6,
+            (b'\\', _) => 2,
+            (first, _) => match first.leading_ones() {
+                0 | 1 => 1,
+                bytes => bytes as usize,
+            },
+        };
+        let len = len.min(value.len());
+        value = &value[len..];
+        Some(len)
+    })
+}
+
+/// Puts `count` times `byte` in at `at`.
+fn pad(out: &mut Vec<u8>, at: usize, count: usize, byte: u8) {
+    out.splice(at..at, std::iter::repeat_n(byte, count));
+}
+
+impl Atom {
+    fn from_name(name: &str) -> Self {
+        if let Some((inner, kind)) = name.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            let inner = inner.to_ascii_lowercase().into_bytes();
+            return match kind {
+                "i" | "I" => Self::RequestHeader(inner),
+                "o" | "O" => Self::ResponseHeader(inner),
+                "e" | "E" => Self::Environ(inner),
+                _ => Self::Dash,
+            };
+        }
+        match name {
+            "h" => Self::RemoteAddr,
+            "u" => Self::User,
+            "t" => Self::Time,
+            "r" => Self::RequestLine,
+            "m" => Self::Method,
+            "s" => Self::Status,
+            "U" => Self::Path,
+            "q" => Self::Query,
+            "H" => Self::Protocol,
+            "b" => Self::BodyText,
+            "B" => Self::BodyNumber,
+            "f" => Self::Referer,
+            "a" => Self::UserAgent,
+            "T" => Self::Seconds,
+            "M" => Self::Milliseconds,
+            "D" => Self::Microseconds,
+            "L" => Self::SecondsFraction,
+            "p" => Self::Pid,
+            // "l" is always "-", and so is everything unknown.
+            _ => Self::Dash,
+        }
+    }
+
+    const fn is_number(&self) -> bool {
+        matches!(self, Self::BodyNumber | Self::Seconds | Self::Milliseconds | Self::Microseconds)
+    }
+
+    fn append(&self, record: &dyn AccessRecord, out: &mut Vec<u8>) {
+        match self {
+            Self::RemoteAddr => {
+                append_or_dash(out, Some(record.remote_addr()).filter(|addr| !addr.is_empty()))
+            }
+            Self::Dash => out.push(b'-'),
+            Self::User => append_user(out, record.request_header(b"authorization")),
+            Self::Time => append_time(out, clock::unix_now()),
+            Self::RequestLine => {
+                append_escaped(out, record.method());
+                out.push(b' ');
+                append_escaped(out, record.target());
+                out.push(b' ');
+                append_escaped(out, record.protocol());
+            }
+            Self::Method => append_escaped(out, record.method()),
+            Self::Status => append_number(out, u64::from(record.status())),
+            Self::Path => append_escaped(out, record.path()),
+            Self::Query => append_escaped(out, record.query()),
+            Self::Protocol => append_escaped(out, record.protocol()),
+            Self::BodyText => match record.body_bytes() {
+                Some(bytes) => append_number(out, bytes),
+                None => out.push(b'-'),
+            },
+            Self::BodyNumber => append_number(out, record.body_bytes().unwrap_or_default()),
+            Self::Referer => append_or_dash(out, record.request_header(b"referer")),
+            Self::UserAgent => append_or_dash(out, record.request_header(b"user-agent")),
+            Self::Seconds => append_number(out, record.duration().as_secs()),
+            Self::Milliseconds => append_number(out, whole(record.duration().as_millis())),
+            Self::Microseconds => append_number(out, whole(record.duration().as_micros())),
+            Self::SecondsFraction => {
+                let duration = record.duration();
+                append_number(out, duration.as_secs());
+                out.push(b'.');
+                let micros = itoa_padded(duration.subsec_micros());
+                out.extend_from_slice(&micros);
+            }
+            Self::Pid => {
+                out.push(b'<');
+                append_number(out, u64::from(std::process::id()));
+                out.push(b'>');
+            }
+            Self::RequestHeader(name) => append_or_dash(out, record.request_header(name)),
+            Self::ResponseHeader(name) => append_or_dash(out, record.response_header(name)),
+            Self::Environ(name) => append_or_dash(out, record.environ(name)),
+        }
+    }
+}
+
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+fn append_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Six digits of microseconds.
+fn itoa_padded(micros: u32) -> [u8; 6] {
+    let mut digits = [b'0'; 6];
+    let mut rest = micros;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    digits
+}
+
+fn append_or_dash(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    match value {
+        Some(value) => append_escaped(out, value),
+        None => out.push(b'-'),
+    }
+}
+
+/// Appends bytes that a client chose.
+fn append_escaped(out: &mut Vec<u8>, value: &[u8]) {
+    let plain = value.iter().position(|byte| !(b' '..=b'~').contains(byte) || matches!(byte, b'"' | b'\\'));
+    let Some(plain) = plain else {
+        out.extend_from_slice(value);
+        return;
+    };
+    out.extend_from_slice(&value[..plain]);
+    for chunk in value[plain..].utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' => out.extend_from_slice(b"\\\""),
+                '\\' => out.extend_from_slice(b"\\\\"),
+                // The last two are line ends to some programs.
+                c if c.is_control() || c == '\u{2028}' || c == '\u{2029}' => append_code(out, c as u32),
+                c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        for byte in chunk.invalid() {
+            append_code(out, u32::from(*byte));
+        }
+    }
+}
+
+/// `\u00e9`: understood by people and by JSON.
+fn append_code(out: &mut Vec<u8>, code: u32) {
+    out.extend_from_slice(b"\\u");
+    for shift in [12, 8, 4, 0] {
+        out.push(b"0123456789abcdef"[(code >> shift & 0xf) as usize]);
+    }
+}
+
+thread_local! {
+    /// The second that was written last, and its text: a server writes thousands of lines in it.
+    static TIME: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+}
+
+fn append_time(out: &mut Vec<u8>, unix: i64) {
+    TIME.with_borrow_mut(|(second, text)| {
+        if *second != unix {
+            *second = unix;
+            *text = clock::local_time(unix).access_log();
+        }
+        out.push(b'[');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b']');
+    });
+}
+
+/// The user's name in an `Authorization: Basic` header. The password never comes near the log.
+fn append_user(out: &mut Vec<u8>, header: Option<&[u8]>) {
+    let Some((scheme, credentials)) = header.and_then(|header| header.split_at_checked(6)) else {
+        return out.push(b'-');
+    };
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return out.push(b'-');
+    }
+    // 255 octets are more than any name, and keep the decoded text off the heap.
+    let mut name = [0; 255];
+    match basic_user(credentials.trim_ascii(), &mut name) {
+        Some(len) if len > 0 => append_escaped(out, &name[..len]),
+        _ => out.push(b'-'),
+    }
+}
+
+/// Decodes base64 up to the first colon into `name`; gives the length, or `None` where it is no
+/// base64, has no colon or a name that is too long.
+fn basic_user(encoded: &[u8], name: &mut [u8]) -> Option<usize> {
+    let (mut bits, mut count, mut len) = (0u32, 0, 0);
+    for byte in encoded {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            let decoded = (bits >> count & 0xff) as u8;
+            if decoded == b':' {
+                return Some(len);
+            }
+            *name.get_mut(len)? = decoded;
+            len += 1;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Sample {
+        remote_addr: Vec<u8>,
+        target: Vec<u8>,
+        path: Vec<u8>,
+        headers: Vec<(Vec<u8>, Vec<u8>)>,
+        body: Option<u64>,
+        duration: Duration,
+    }
+
+    impl Default for Sample {
+        fn default() -> Self {
+            Self {
+                remote_addr: b"10.0.0.7".to_vec(),
+                target: b"/a%20b?x=1".to_vec(),
+                path: b"/a b".to_vec(),
+                headers: vec![
+                    (b"referer".to_vec(), b"http://x/\"q\"".to_vec()),
+                    (b"user-agent".to_vec(), b"curl/8".to_vec()),
+                ],
+                body: Some(1234),
+                duration: Duration::from_micros(3_004_005),
+            }
+        }
+    }
+
+    impl AccessRecord for Sample {
+        fn remote_addr(&self) -> &[u8] {
+            &self.remote_addr
+        }
+        fn method(&self) -> &[u8] {
+            b"GET"
+        }
+        fn target(&self) -> &[u8] {
+            &self.target
+        }
+        fn path(&self) -> &[u8] {
+            &self.path
+        }
+        fn query(&self) -> &[u8] {
+            b"x=1"
+        }
+        fn protocol(&self) -> &[u8] {
+            b"HTTP/1.1"
+        }
+        fn status(&self) -> u16 {
+            200
+        }
+        fn body_bytes(&self) -> Option<u64> {
+            self.body
+        }
+        fn duration(&self) -> Duration {
+            self.duration
+        }
+        fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
+            self.headers.iter().rev().find(|header| header.0 == name).map(|header| &*header.1)
+        }
+        fn response_header(&self, name: &[u8]) -> Option<&[u8]> {
+            (name == b"content-type").then_some(b"text/plain")
+        }
+        fn environ(&self, name: &[u8]) -> Option<&[u8]> {
+            (name == b"wsgi.url_scheme").then_some(b"http")
+        }
+    }
+
+    fn line(format: &str, record: &Sample) -> String {
+        let mut out = Vec::new();
+        AccessFormat::parse(format).unwrap().format(record, &mut out);
+        let mut text = String::from_utf8(out).unwrap();
+        assert_eq!(text.pop(), Some('\n'));
+        text
+    }
+
+    /// The default format is the combined one, which log analysers read.
+    #[test]
+    fn the_default_format_gives_combined_lines() {
+        let settings = crate::config::Settings::default();
+        let mut out = Vec::new();
+        settings.access_log_format.format(&Sample::default(), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let text = text.trim_end();
+        let (before, rest) = text.split_once('[').unwrap();
+        let (time, after) = rest.split_once(']').unwrap();
+        assert_eq!(before, "10.0.0.7 - - ");
+        assert_eq!(after, r#" "GET /a%20b?x=1 HTTP/1.1" 200 1234 "http://x/\"q\"" "curl/8""#);
+        // 22/Nov/2026:07:59:29 +0000
+        assert_eq!(time.len(), 26);
+        assert!(time.as_bytes()[2] == b'/' && time.as_bytes()[6] == b'/' && time.as_bytes()[11] == b':');
+    }
+
+    #[test]
+    fn every_atom_has_its_value() {
+        let sample = Sample::default();
+        for (format, expected) in [
+            ("%(h)s", "10.0.0.7"),
+            ("%(l)s", "-"),
+            ("%(u)s", "-"),
+            ("%(r)s", "GET /a%20b?x=1 HTTP/1.1"),
+            ("%(s)s", "200"),
+            ("%(m)s", "GET"),
+            ("%(U)s", "/a b"),
+            ("%(q)s", "x=1"),
+            ("%(H)s", "HTTP/1.1"),
+            ("%(b)s", "1234"),
+            ("%(B)s", "1234"),
+            ("%(B)d", "1234"),
+            ("%(f)s", r#"http://x/\"q\""#),
+            ("%(a)s", "curl/8"),
+            ("%(T)s", "3"),
+            ("%(M)s", "3004"),
+            ("%(D)s", "3004005"),
+            ("%(L)s", "3.004005"),
+            ("%({User-Agent}i)s", "curl/8"),
+            ("%({x-missing}i)s", "-"),
+            ("%({Content-Type}o)s", "text/plain"),
+            ("%({server}o)s", "-"),
+            ("%({wsgi.url_scheme}e)s", "http"),
+            ("%({nothing}e)s", "-"),
+            ("%({a}z)s", "-"),
+            ("%(unknown)s", "-"),
+            ("100%%", "100%"),
+            ("", ""),
+            ("no atom", "no atom"),
+        ] {
+            assert_eq!(line(format, &sample), expected, "{format}");
+        }
+        assert_eq!(line("%(p)s", &sample), format!("<{}>", std::process::id()));
+    }
+
+    /// Compared with Python's `%` operator.
+    #[test]
+    fn modifiers_work_as_in_python() {
+        let sample = Sample { duration: Duration::from_micros(42), ..Sample::default() };
+        for (format, expected) in [
+            ("%(m)5s|", "  GET|"),
+            ("%(m)-5s|", "GET  |"),
+            ("%(m)05s|", "  GET|"),
+            ("%(m).2s|", "GE|"),
+            ("%(m)-5.1s|", "G    |"),
+            ("%(m)2s|", "GET|"),
+            ("%(m).s|", "|"),
+            ("%(D)5d|", "   42|"),
+            ("%(D)05d|", "00042|"),
+            ("%(D)-5d|", "42   |"),
+            ("%(D)+d|", "+42|"),
+            ("%(D)+05d|", "+0042|"),
+            ("%(D) d|", " 42|"),
+            ("%(D)6.4d|", "  0042|"),
+            ("%(D)ld|", "42|"),
+            ("%(D)i%(D)u", "4242"),
+        ] {
+            assert_eq!(line(format, &sample), expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_format_says_where_and_what() {
+        for (format, wanted) in [
+            ("%", "a % that starts no atom at character 1"),
+            ("ab %h", "a % that starts no atom at character 4"),
+            ("%(h", "no end at character 1"),
+            ("%(h)", "%(h) without its conversion"),
+            ("%(h)5", "%(h) without its conversion"),
+            ("%(h)x", "%(h) without its conversion"),
+            ("%(h)d", "h is text; write %(h)s"),
+            ("%(s)d", "s is text"),
+            ("%(h)l", "conversion s or d"),
+        ] {
+            let error = AccessFormat::parse(format).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{format}: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_sizes_and_unix_peers_are_dashes() {
+        let sample = Sample { remote_addr: Vec::new(), body: None, ..Sample::default() };
+        assert_eq!(line("%(h)s %(b)s %(B)s", &sample), "- - 0");
+    }
+
+    /// Somebody who chooses bytes must not be able to write lines, or fields, of the log.
+    #[test]
+    fn a_line_cannot_be_forged() {
+        let with_agent = |agent: &[u8]| Sample {
+            headers: vec![(b"user-agent".to_vec(), agent.to_vec())],
+            ..Sample::default()
+        };
+        for (agent, expected) in [
+            (&b"a\" 200 \""[..], r#""a\" 200 \"""#),
+            (b"a\\", r#""a\\""#),
+            (b"a\\\"", r#""a\\\"""#),
+            (b"a\r\nb", r#""a\u000d\u000ab""#),
+            (b"\x1b[2J\x00\x7f", r#""\u001b[2J\u0000\u007f""#),
+            (b"caf\xe9", r#""caf\u00e9""#),
+            ("caf\u{e9}".as_bytes(), "\"caf\u{e9}\""),
+            ("a\u{85}b\u{2028}".as_bytes(), r#""a\u0085b\u2028""#),
+            (b"a\tb", r#""a\u0009b""#),
+        ] {
+            assert_eq!(line("\"%(a)s\"", &with_agent(agent)), expected);
+        }
+        assert_eq!(line("\"%(a).2s\"", &with_agent(b"a\"b")), r#""a\"""#);
+        assert_eq!(line("\"%(a).2s\"", &with_agent(b"a\nb")), r#""a\u000a""#);
+        assert_eq!(line("%(a)4.2s|", &with_agent("\u{e9}\u{e8}b".as_bytes())), "  \u{e9}\u{e8}|");
+    }
+
+    #[test]
+    fn the_user_of_basic_authorization_is_named_without_the_password() {
+        for (header, expected) in [
+            ("Basic dXNlcjpzZWNyZXQ=", "user"),
+            ("basic  dXNlcjpzZWNyZXQ= ", "user"),
+            ("Basic dXNlcg==", "-"),
+            ("Basic OnNlY3JldA==", "-"),
+            ("Basic !!!", "-"),
+            ("Basic", "-"),
+            ("Bearer dXNlcjpzZWNyZXQ=", "-"),
+            ("Basic dTppOnA=", "u"),
+        ] {
+            let sample = Sample {
+                headers: vec![(b"authorization".to_vec(), header.as_bytes().to_vec())],
+                ..Sample::default()
+            };
+            assert_eq!(line("%(u)s", &sample), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_cut() {
+        let sample = Sample { target: vec![b'a'; 2 * LOG_LINE_BYTES_MAX], ..Sample::default() };
+        assert_eq!(line("%(r)s", &sample).len(), LOG_LINE_BYTES_MAX - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_make_one_line(target in prop::collection::vec(any::<u8>(), 0..80)) {
+            let sample = Sample { target: target.clone(), path: target, ..Sample::default() };
+            let text = line("\"%(r)s\" \"%(U)s\"", &sample);
+            prop_assert!(!text.chars().any(char::is_control));
+            // Without escaped characters exactly the format's own quotes are left.
+            let mut quotes = 0;
+            let mut chars = text.chars();
+            while let Some(c) = chars.next() {
+                match c {
+                    '\\' => { chars.next(); }
+                    '"' => quotes += 1,
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(quotes, 4);
+        }
+
+        #[test]
+        fn any_format_is_a_format_or_an_error(text in "[%()\\-0-9.sdhU{}i ]{0,24}") {
+            if let Ok(format) = AccessFormat::parse(&text) {
+                let mut out = Vec::new();
+                format.format(&Sample::default(), &mut out);
+                prop_assert_eq!(out.last(), Some(&b'\n'));
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Local time, for log lines only. Nothing is decided by the wall clock.
+
+use std::sync::Once;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A moment in the machine's time zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalTime {
+    /// Year, such as 2026.
+    pub year: i32,
+    /// Month, 1 to 12.
+    pub month: u32,
+    /// Day of the month, 1 to 31.
+    pub day: u32,
+    /// Hour, 0 to 23.
+    pub hour: u32,
+    /// Minute, 0 to 59.
+    pub minute: u32,
+    /// Second, 0 to 60.
+    pub second: u32,
+    /// Minutes east of UTC.
+    pub offset_minutes: i32,
+}
+
+/// Seconds since 1970-01-01 00:00:00 UTC. A clock set before that gives 0.
+#[must_use]
+pub fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The moment `unix` seconds after 1970 in the machine's time zone.
+///
+/// # Source
+/// localtime_r(3).
+#[must_use]
+pub fn local_time(unix: i64) -> LocalTime {
+    unsafe extern "C" {
+        fn tzset();
+    }
+    static ZONE: Once = Once::new();
+    // localtime_r need not read TZ by itself.
+    ZONE.call_once(|| {
+        // SAFETY: it reads the environment and the zone's file. Nobody of ours changes the
+        // environment meanwhile: `raw_env` is set through Python before threads exist.
+        unsafe { tzset() }
+    });
+    // SAFETY: all-zero bytes are a valid `tm`: numbers, and a pointer that may be null.
+    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both references are valid for the call, which writes `parts` and reads `unix`.
+    let done = unsafe { libc::localtime_r(&raw const unix, &raw mut parts) };
+    if done.is_null() {
+        // The year does not fit: a clock that is off by billions of years.
+        return LocalTime { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0, offset_minutes: 0 };
+    }
+    let number = |field: libc::c_int| u32::try_from(field).unwrap_or_default();
+    LocalTime {
+        year: parts.tm_year.saturating_add(1900),
+        month: number(parts.tm_mon) + 1,
+        day: number(parts.tm_mday),
+        hour: number(parts.tm_hour),
+        minute: number(parts.tm_min),
+        second: number(parts.tm_sec),
+        offset_minutes: i32::try_from(parts.tm_gmtoff / 60).unwrap_or_default(),
+    }
+}
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+impl LocalTime {
+    /// `2026-11-22 07:59:29 +0000`, as in the error log.
+    #[must_use]
+    pub fn error_log(&self) -> String {
+        format!(
+            "{:04}-{:02}-{:02} {:02}:{:02}:{:02} {}",
+            self.year,
+            self.month,
+            self.day,
+            self.hour,
+            self.minute,
+            self.second,
+            self.offset()
+        )
+    }
+
+    /// `22/Nov/2026:07:59:29 +0000`, as in the access log: the month's name is English whatever the
+    /// locale, because programs read it.
+    #[must_use]
+    pub fn access_log(&self) -> String {
+        let month = MONTHS[(self.month as usize).clamp(1, 12) - 1];
+        format!(
+            "{:02}/{month}/{:04}:{:02}:{:02}:{:02} {}",
+            self.day,
+            self.year,
+            self.hour,
+            self.minute,
+            self.second,
+            self.offset()
+        )
+    }
+
+    fn offset(&self) -> String {
+        let sign = if self.offset_minutes < 0 { '-' } else { '+' };
+        let minutes = self.offset_minutes.unsigned_abs();
+        format!("{sign}{:02}{:02}", minutes / 60, minutes % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOVEMBER: LocalTime =
+        LocalTime { year: 2026, month: 11, day: 2, hour: 7, minute: 5, second: 9, offset_minutes: -210 };
+
+    #[test]
+    fn both_logs_have_their_form() {
+        assert_eq!(NOVEMBER.error_log(), "2026-11-02 07:05:09 -0330");
+        assert_eq!(NOVEMBER.access_log(), "02/Nov/2026:07:05:09 -0330");
+        assert!(LocalTime { offset_minutes: 345, ..NOVEMBER }.error_log().ends_with("+0545"));
+    }
+
+    /// The machine's zone is not known here, but undoing the offset must give UTC in any.
+    #[test]
+    fn local_time_less_its_offset_is_utc() {
+        let unix = 1_795_333_169; // 2026-11-22 07:39:29 UTC
+        let time = local_time(unix);
+        let minutes = i64::from(time.hour * 60 + time.minute) - i64::from(time.offset_minutes);
+        assert_eq!(minutes.rem_euclid(24 * 60), unix.rem_euclid(86_400) / 60);
+        assert_eq!(i64::from(time.second), unix % 60);
+        assert_eq!((time.year, time.month), (2026, 11));
+    }
+
+    #[test]
+    fn a_clock_beyond_all_years_gives_some_time() {
+        assert_eq!(local_time(i64::MAX).year, 1970);
+    }
+}
