@@ -240,13 +240,21 @@ class Server:
         cwd: Path = APPS,
         env: Mapping[str, str] | None = None,
         ready: str | None = "/",
+        listening_in: Path | None = None,
+        cpus: set[int] | None = None,
     ):
-        self.log_path = log
-        if not any(arg.startswith(("-b", "--bind")) for arg in args):
+        # `listening_in` is the server's own log when its arguments send it to a file.
+        self.log_path = listening_in or log
+        # What it must end with; a test that kills the master says so here.
+        self.exit_code = 0
+        self.binds = sum(arg.startswith(("-b", "--bind")) for arg in args)
+        if self.binds == 0:
+            self.binds = 1
             args = ["--bind", "127.0.0.1:0", *args]
+        pinned = ["taskset", "--cpu-list", ",".join(map(str, cpus))] if cpus else []
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, *args],
+                [*pinned, *command, *args],
                 cwd=cwd,
                 env=clean_environment(env),
                 stdin=subprocess.DEVNULL,
@@ -264,26 +272,27 @@ class Server:
             raise
 
     def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        with contextlib.suppress(FileNotFoundError):
+            return self.log_path.read_text(errors="replace")
+        return ""
 
     def ended(self) -> bool:
         return self.process.poll() is not None
 
     def _listening(self) -> bool:
-        return "Listening at: " in self.log()
+        return len(self.addresses) >= self.binds
 
     @property
     def addresses(self) -> list[Address]:
-        """Every address of the line that tells them, in its order."""
-        line = re.search(r"Listening at: (.*)", self.log())
-        assert line, self.log()
+        """Every address that the log tells, in its order."""
         found: list[Address] = []
-        for text in re.findall(r"unix:\S+|https?://\S+:\d+", line[1]):
-            if text.startswith("unix:"):
-                found.append(text.removeprefix("unix:").rstrip(","))
-            else:
-                host, _, port = text.partition("://")[2].rpartition(":")
-                found.append((host.strip("[]"), int(port)))
+        for line in re.findall(r"Listening at: (.*)", self.log()):
+            for text in re.findall(r"unix:[^\s,]+|https?://[^\s,]+:\d+", line):
+                if text.startswith("unix:"):
+                    found.append(text.removeprefix("unix:"))
+                else:
+                    host, _, port = text.partition("://")[2].rpartition(":")
+                    found.append((host.strip("[]"), int(port)))
         return found
 
     @property
@@ -335,7 +344,8 @@ class Server:
         try:
             if not self.ended():
                 self.signal(signal.SIGTERM)
-                assert self.wait() == 0, f"exit code {self.process.returncode}:\n{self.log()}"
+            code = self.wait()
+            assert code == self.exit_code, f"exit code {code}:\n{self.log()}"
             assert "panicked" not in self.log(), self.log()
         finally:
             self.kill()

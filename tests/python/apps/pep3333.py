@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import random
 import sys
 import threading
+import time
 from wsgiref.validate import validator
 
 TEXT = [("Content-Type", "text/plain")]
@@ -258,11 +260,14 @@ def big(environ, start_response, rest, key):
     return Tracked(pieces(), key)
 
 
+# A prime length: no piece, page or buffer size divides it, so lost or moved bytes show.
+BLOCK = random.Random(0).randbytes(999_983)
+
+
 def counted(offset, count):
-    """Bytes `offset` to `offset + count` of an endless text; any loss or reordering shows in it."""
-    first = offset // 8
-    text = b"".join(b"%07x\n" % number for number in range(first, (offset + count) // 8 + 1))
-    return text[offset - first * 8 :][:count]
+    """Bytes `offset` to `offset + count` of an endless text, in which each place differs from its neighbours."""
+    start = offset % len(BLOCK)
+    return (BLOCK * ((start + count) // len(BLOCK) + 1))[start : start + count]
 
 
 @route
@@ -280,6 +285,16 @@ def wait(environ, start_response, rest, key):
     remember(key, "begun")
     opened = gate(key).wait(20)
     return reply(start_response, b"opened" if opened else b"never opened")
+
+
+@route
+def until_exists(environ, start_response, rest, key):
+    """Answers when the file that the body names exists; one beside it tells that this has begun."""
+    path = environ["wsgi.input"].read().decode()
+    open(path + ".begun", "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return reply(start_response, b"it exists")
 
 
 @route
