@@ -318,10 +318,15 @@ class Server:
     def get(self, target: str, *fields: str) -> Response:
         return self.ask(request("GET", target, *fields))
 
-    def workers(self) -> list[int]:
-        """The process ids of the children of the master."""
+    def children(self) -> list[int]:
+        """The process ids of the master's children."""
         pid = self.process.pid
         return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    def workers(self, count: int) -> list[int]:
+        """The process ids of the workers, once there are `count` of them."""
+        wait_until(lambda: len(self.children()) == count, f"{count} workers")
+        return self.children()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -197,16 +197,16 @@ def test_the_package_is_typed_and_knows_its_version():
 
 def test_settings_from_the_environment(serve):
     env = {"GUNICORN_CMD_ARGS": "--bind=127.0.0.1:0 --workers=3"}
-    wait_for_workers(serve("pep3333:app", "-b", "127.0.0.1:0", env=env), 3)
+    assert_workers(serve("pep3333:app", "-b", "127.0.0.1:0", env=env), 3)
 
 
 def test_the_command_line_wins_over_the_environment(serve):
     env = {"GUNICORN_CMD_ARGS": "--workers 3", "WEB_CONCURRENCY": "4"}
-    wait_for_workers(serve("pep3333:app", "-w", "2", env=env), 2)
+    assert_workers(serve("pep3333:app", "-w", "2", env=env), 2)
 
 
 def test_web_concurrency(serve):
-    wait_for_workers(serve("pep3333:app", env={"WEB_CONCURRENCY": "3"}), 3)
+    assert_workers(serve("pep3333:app", env={"WEB_CONCURRENCY": "3"}), 3)
 
 
 @needs_ringhorn
@@ -214,12 +214,14 @@ def test_a_worker_for_each_cpu_by_default(serve):
     """One CPU is allowed, so there is one worker; a quota of the container may only lower the number."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is only one CPU")
-    wait_for_workers(serve("pep3333:app", cpus={min(os.sched_getaffinity(0))}), 1)
+    assert_workers(serve("pep3333:app", cpus={min(os.sched_getaffinity(0))}), 1)
 
 
-def wait_for_workers(site, count: int) -> None:
+def assert_workers(site, count: int) -> None:
+    """There are `count` workers, and there were never more."""
+    assert len(site.workers(count)) == count
     wait_until(lambda: site.log().count("Booting worker") >= count, f"{count} workers")
-    assert len(site.workers()) == count, site.log()
+    assert site.log().count("Booting worker") == count
 
 
 def test_a_mistake_in_the_environment_is_told_with_its_place(run, request):

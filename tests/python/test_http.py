@@ -298,7 +298,7 @@ def test_upload_and_download_at_once(site):
 def test_a_streamed_body_does_not_sit_in_memory(serve, way):
     """50 MB in either direction with a peer that is slower; resident memory stays under half of it."""
     site = serve("pep3333:app", "--workers", "1", "--threads", "2")
-    (worker,) = site.workers()
+    (worker,) = site.workers(1)
     site.get("/big/1000000/65536")
     before = resident_peak(worker)
     with site.client(receive_buffer=65536) as client:

@@ -1,5 +1,6 @@
 """The master and its workers: listeners, CPUs, rings, deaths and stops."""
 
+import contextlib
 import os
 import re
 import signal
@@ -19,9 +20,17 @@ def listeners(port: int) -> int:
 
 
 def cpus_of(pid: int) -> set[str]:
-    """The CPU masks of all threads of a process."""
-    statuses = (task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status"))
-    return {re.search(r"Cpus_allowed_list:\s+(\S+)", status)[1] for status in statuses}
+    """The CPU lists of all threads of a process, as in {"0-3"} or {"1"}."""
+    lists = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            lists.add(re.search(r"Cpus_allowed_list:\s+(\S+)", (task / "status").read_text())[1])
+    return lists
+
+
+def pinned(pid: int) -> bool:
+    lists = cpus_of(pid)
+    return len(lists) == 1 and lists.pop().isdigit()
 
 
 def rings_of(pid: int) -> int:
@@ -40,22 +49,20 @@ def begun(server: Server, name: str) -> Callable[[], object]:
 @pytest.mark.ringhorn_only
 def test_each_worker_has_its_listener_its_ring_and_its_cpu(serve, io):
     site = serve("pep3333:app", "--workers", "2")
-    workers = site.workers()
-    assert len(workers) == 2
+    workers = site.workers(2)
     assert listeners(site.port) == 2
     rings = 1 if io == "uring" else 0
     wait_until(lambda: [rings_of(pid) for pid in workers] == [rings] * 2, f"{rings} ring in each worker")
     assert rings_of(site.process.pid) == 0
     if len(os.sched_getaffinity(0)) >= 2:
-        masks = [cpus_of(pid) for pid in workers]
-        assert all(len(mask) == 1 and next(iter(mask)).isdigit() for mask in masks), masks
-        assert masks[0] != masks[1]
+        wait_until(lambda: all(map(pinned, workers)), "each worker has one CPU")
+        assert cpus_of(workers[0]) != cpus_of(workers[1])
 
 
 @pytest.mark.ringhorn_only
 def test_no_pin_leaves_the_workers_on_all_cpus(serve):
     site = serve("pep3333:app", "--workers", "2", "--no-pin")
-    for pid in site.workers():
+    for pid in site.workers(2):
         assert cpus_of(pid) == cpus_of(site.process.pid)
 
 
@@ -63,7 +70,7 @@ def test_no_pin_leaves_the_workers_on_all_cpus(serve):
 def test_more_workers_than_cpus_are_not_pinned(serve):
     count = len(os.sched_getaffinity(0)) + 1
     site = serve("pep3333:app", "--workers", str(count))
-    for pid in site.workers():
+    for pid in site.workers(count):
         assert cpus_of(pid) == cpus_of(site.process.pid)
 
 
@@ -71,7 +78,7 @@ def test_both_workers_serve(serve):
     site = serve("pep3333:app", "--workers", "2")
     seen = set()
     wait_until(lambda: seen.add(pid_that_answers(site)) or len(seen) == 2, "an answer from each worker")
-    assert seen == set(site.workers())
+    assert seen == set(site.workers(2))
 
 
 # --- deaths
@@ -80,7 +87,7 @@ def test_both_workers_serve(serve):
 def test_connections_that_wait_outlive_a_killed_worker(serve):
     """A stopped worker accepts nothing: its clients wait in the listen queue, which the master keeps open."""
     site = serve("pep3333:app", "--workers", "1", "--threads", "2")
-    (worker,) = site.workers()
+    (worker,) = site.workers(1)
     os.kill(worker, signal.SIGSTOP)
     clients = [site.client() for _ in range(30)]
     for client in clients:
@@ -94,7 +101,7 @@ def test_connections_that_wait_outlive_a_killed_worker(serve):
 def test_a_worker_killed_under_load_is_replaced_and_nothing_queued_is_lost(serve):
     """Each of the eight clients may lose the request that the dead worker had in hand, and no more."""
     site = serve("pep3333:app", "--workers", "2", "--threads", "4")
-    victim, survivor = site.workers()
+    victim, survivor = site.workers(2)
     losses: list[str] = []
     served = [0]
     done = threading.Event()
@@ -114,8 +121,8 @@ def test_a_worker_killed_under_load_is_replaced_and_nothing_queued_is_lost(serve
     try:
         wait_until(lambda: served[0] > 100, "load")
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: len(site.workers()) == 2 and victim not in site.workers(), "a replacement")
-        (replacement,) = set(site.workers()) - {survivor}
+        wait_until(lambda: victim not in site.children(), "the end of the victim")
+        (replacement,) = set(site.workers(2)) - {survivor}
         wait_until(lambda: pid_that_answers(site) == replacement, "an answer from the replacement")
     finally:
         done.set()
@@ -142,7 +149,7 @@ def test_an_application_that_ends_the_process_is_replaced(serve, tmp_path):
 
 def test_workers_do_not_outlive_a_killed_master(serve):
     site = serve("pep3333:app", "--workers", "2")
-    workers = site.workers()
+    workers = site.workers(2)
     os.kill(site.process.pid, signal.SIGKILL)
     site.exit_code = -signal.SIGKILL
     assert site.wait() == site.exit_code
@@ -208,7 +215,7 @@ def test_quit_and_int_do_not_wait_for_requests(serve, name):
 
 def test_the_log_tells_a_life_in_gunicorns_words(serve):
     site = serve("pep3333:app", "--workers", "1")
-    (worker,) = site.workers()
+    (worker,) = site.workers(1)
     site.stop()
     pid = site.process.pid
     stamp = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] "

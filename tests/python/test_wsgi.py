@@ -610,6 +610,6 @@ def test_signals_the_application_handles_reach_its_handlers(serve, tmp_path: Pat
         "signal.signal(signal.SIGWINCH, lambda *_: print('handled in', os.getpid(), flush=True))\n"
     )
     site = serve("handles", "--workers", "1", cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
-    (worker,) = site.workers()
+    (worker,) = site.workers(1)
     os.kill(worker, signal.SIGWINCH)
     wait_until(lambda: f"handled in {worker}" in site.log(), "the application's handler")
