@@ -11,8 +11,9 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 
-import harness
 import pytest
+
+import harness
 from harness import Server
 
 IO_BACKENDS = ("uring", "epoll")

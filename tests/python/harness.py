@@ -175,6 +175,11 @@ class Client:
         data, self.held = self.held, b""
         return data
 
+    def wait_for(self, text: bytes) -> None:
+        """Receive until `text` is here; it stays to be read."""
+        while text not in self.held:
+            assert self._receive(), f"closed before {text!r}: {self.held[:200]!r}"
+
     def assert_closed(self) -> None:
         """The server closes without another byte; a reset counts."""
         with contextlib.suppress(ConnectionResetError):

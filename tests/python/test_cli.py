@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from harness import APPS, PATIENCE, Client, clean_environment, wait_until
 from harness import request as message
 
@@ -133,7 +134,8 @@ def test_a_value_that_cannot_be_is_one_message_and_exit_code_1(run, args, told):
 
 
 @pytest.mark.parametrize(
-    "args", [["--no-such-option"], ["--workers", "many"], ["--workers"], ["--workers", "-1"], ["a:b", "c:d", "e"]]
+    "args",
+    [["--no-such-option"], ["--workers", "many"], ["--workers"], ["--workers", "-1"], ["a:b", "c:d", "e"]],
 )
 def test_a_wrong_command_line_is_exit_code_2(run, args, request):
     if request.config.getoption("server") and args[-1] in ("-1", "many", "e"):
@@ -262,7 +264,9 @@ def test_chdir_makes_its_applications_importable(serve, tmp_path):
     (tmp_path / "lives_here.py").write_text(
         "import os\nfrom pep3333 import app as application\nprint('in', os.getcwd(), flush=True)\n"
     )
-    site = serve("lives_here", "--chdir", str(tmp_path), "-w", "1", cwd=Path("/"), env={"PYTHONPATH": str(APPS)})
+    site = serve(
+        "lives_here", "--chdir", str(tmp_path), "-w", "1", cwd=Path("/"), env={"PYTHONPATH": str(APPS)}
+    )
     assert site.get("/plain").status == 200
     assert f"in {tmp_path}" in site.log()
 
@@ -276,4 +280,6 @@ def test_logs_go_where_they_are_sent(serve, tmp_path):
     line = next(line for line in access.read_text().splitlines() if "in=the-log" in line)
     expected = r'127\.0\.0\.1 - - \[[^]]+\] "GET /plain\?in=the-log HTTP/1\.1" 200 6 "-" "tester"'
     assert re.fullmatch(expected, line), line
-    assert re.search(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[INFO\] ", error.read_text(), re.M)
+    assert re.search(
+        r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[INFO\] ", error.read_text(), re.M
+    )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import requests
+
 from harness import ROOT, Server, clean_environment
 
 EXAMPLE = ROOT / "examples" / "django"
@@ -28,7 +29,9 @@ def site(serve_module, tmp_path_factory) -> Server:
 @pytest.fixture(params=["requests", "httpx"])
 def browser(request: pytest.FixtureRequest, site: Server) -> Iterator[Browser]:
     """A client with cookies that keeps its connection, like a browser with one tab."""
-    with (requests.Session() if request.param == "requests" else httpx.Client(follow_redirects=True)) as session:
+    with (
+        requests.Session() if request.param == "requests" else httpx.Client(follow_redirects=True)
+    ) as session:
         yield Browser(session, site.url)
 
 
@@ -54,7 +57,9 @@ class Browser:
         page = self.get(path)
         assert page.status_code == 200
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
-        return self.post(path, data=fields | {"csrfmiddlewaretoken": token[1]}, headers={"Referer": self.url + path})
+        return self.post(
+            path, data=fields | {"csrfmiddlewaretoken": token[1]}, headers={"Referer": self.url + path}
+        )
 
     def connections(self) -> int:
         """How many connections were opened so far."""
@@ -82,7 +87,9 @@ def test_pages_and_their_style(browser):
 
 def test_static_files_are_not_sent_again_when_they_have_not_changed(browser):
     first = browser.get("/static/admin/css/base.css")
-    again = browser.get("/static/admin/css/base.css", headers={"If-Modified-Since": first.headers["last-modified"]})
+    again = browser.get(
+        "/static/admin/css/base.css", headers={"If-Modified-Since": first.headers["last-modified"]}
+    )
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
     assert browser.get("/api/hello").status_code == 200
     assert browser.connections() == 1
@@ -121,7 +128,10 @@ def test_admin_login_and_work(browser):
     assert "was added successfully" in listed.text
     found = browser.get(f"/admin/guestbook/entry/?q={mark}")
     number = re.search(r"/admin/guestbook/entry/(\d+)/change/", found.text)[1]
-    assert "was deleted successfully" in browser.submit(f"/admin/guestbook/entry/{number}/delete/", post="yes").text
+    assert (
+        "was deleted successfully"
+        in browser.submit(f"/admin/guestbook/entry/{number}/delete/", post="yes").text
+    )
     assert browser.connections() == 1
 
 
@@ -220,5 +230,7 @@ def test_curl(site, tmp_path):
 def test_manage_py_finds_nothing_to_complain_about(tmp_path):
     env = clean_environment({"DJANGO_DB": str(tmp_path / "db")})
     for command in (["check"], ["makemigrations", "--check", "--dry-run"]):
-        done = subprocess.run([sys.executable, "manage.py", *command], cwd=EXAMPLE, env=env, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "manage.py", *command], cwd=EXAMPLE, env=env, capture_output=True
+        )
         assert done.returncode == 0, done

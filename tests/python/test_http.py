@@ -4,15 +4,13 @@ import hashlib
 import os
 import random
 import re
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from harness import Server, chunked, request, wait_until
 
-sys.path.insert(0, str(Path(__file__).parent / "apps"))
-from pep3333 import counted  # noqa: E402
+from harness import Server, chunked, request, wait_until
+from pep3333 import counted
 
 MB = 1_000_000
 
@@ -163,7 +161,8 @@ GARBAGE = {
     "length-sign": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello",
     "length-negative": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
     "two-lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
-    "length-and-chunked": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "both-lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "chunked-not-last": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
     "chunked-1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 }
@@ -244,7 +243,9 @@ def test_seeded_garbage_leaves_the_worker_serving(site):
             except (BrokenPipeError, ConnectionResetError):
                 pass
             except TimeoutError:
-                raise AssertionError(f"seed {seed}: neither answered nor closed: {bytes(message)!r}") from None
+                raise AssertionError(
+                    f"seed {seed}: neither answered nor closed: {bytes(message)!r}"
+                ) from None
     assert site.get("/environ").json()["pid"] == pid
 
 

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from harness import APPS, Client, CutOff, Response, Server, chunked, request, wait_until
 
 PIECES = b"alpha beta gamma\n"
@@ -134,7 +135,9 @@ def test_chunked_request_has_no_content_length(site):
 def test_header_fields(site):
     told = environ(
         site,
-        request("GET", "/environ", "X-Spaces: \t a  b \t", "x-CASE: kept As Is", "X-Empty:", "X-Latin: caf\xe9"),
+        request(
+            "GET", "/environ", "X-Spaces: \t a  b \t", "x-CASE: kept As Is", "X-Empty:", "X-Latin: caf\xe9"
+        ),
     )
     assert told["HTTP_X_SPACES"] == "a  b"
     assert told["HTTP_X_CASE"] == "kept As Is"
@@ -245,7 +248,9 @@ def expected_reads(steps: str, body: bytes) -> list:
             result = next(file, b"")
         else:
             result = getattr(file, name)(*map(int, args))
-        told = [base64.b64encode(piece).decode() for piece in (result if isinstance(result, list) else [result])]
+        told = [
+            base64.b64encode(piece).decode() for piece in (result if isinstance(result, list) else [result])
+        ]
         results.append(told if isinstance(result, list) else told[0])
     return results
 
@@ -320,8 +325,7 @@ def test_each_piece_is_sent_before_the_next_is_made(site, key):
     """PEP 3333, buffering and streaming: a server must not delay a block."""
     with site.client() as client:
         client.send(request("GET", f"/gated?key={key}"))
-        while b"first\n" not in client.held:
-            assert client._receive()
+        client.wait_for(b"first\n")
         assert site.get(f"/open/{key}").body == b"open"
         assert client.read_response().body == b"first\nsecond\n"
 
@@ -351,7 +355,9 @@ def test_a_body_shorter_than_its_length_closes_the_connection(site, kind, key):
     assert events(site, key) == ["close"]
 
 
-@pytest.mark.parametrize("target", ["/plain", "/shape/list", "/shape/generator", "/one", "/write", "/file/plain"])
+@pytest.mark.parametrize(
+    "target", ["/plain", "/shape/list", "/shape/generator", "/one", "/write", "/file/plain"]
+)
 def test_head_has_the_fields_and_no_body(site, target):
     with site.client() as client:
         client.send(request("HEAD", target) + request("GET", "/plain"))
@@ -405,7 +411,8 @@ def test_fields_reach_the_client_in_order_and_unchanged(site):
 @pytest.mark.parametrize(
     "kind",
     """status-bytes status-number status-word status-short status-crlf name-crlf name-space name-empty
-    name-bytes value-crlf value-lf value-nul value-bytes value-number value-not-latin-1 pair-of-three""".split(),
+    name-bytes value-crlf value-lf value-nul value-bytes value-number value-not-latin-1
+    pair-of-three""".split(),
 )
 def test_what_must_not_reach_the_wire_is_a_500(site, kind):
     answer = site.get(f"/bad_start/{kind}")
@@ -415,10 +422,16 @@ def test_what_must_not_reach_the_wire_is_a_500(site, kind):
 
 @pytest.mark.parametrize(
     "field",
-    ["Connection/X-Secret", "Keep-Alive/timeout=99", "Transfer-Encoding/chunked", "Upgrade/h2c", "TE/trailers"],
+    [
+        "Connection/X-Secret",
+        "Keep-Alive/timeout=99",
+        "Transfer-Encoding/chunked",
+        "Upgrade/h2c",
+        "TE/trailers",
+    ],
 )
 def test_hop_by_hop_fields_are_the_servers_own(site, field):
-    """PEP 3333, other HTTP features: an application must not send them; refused or left out, never passed on."""
+    """PEP 3333: an application must not send them. They are refused or left out, never passed on."""
     name, value = field.split("/")
     with site.client() as client:
         answer = client.get(f"/hop_by_hop/{field}")
@@ -476,7 +489,9 @@ def test_an_exception_before_the_head_is_a_500_with_the_traceback_in_the_log(sit
     assert_500(site, site.get(f"/fail/{when}?key={key}"))
     if when not in ("before", "after", "none"):
         assert events(site, key) == ["close"]
-    wait_until(lambda: site.log().count("Traceback (most recent call last)") > before, "a traceback in the log")
+    wait_until(
+        lambda: site.log().count("Traceback (most recent call last)") > before, "a traceback in the log"
+    )
     assert f"/fail/{when}" in site.log()
 
 
@@ -575,7 +590,9 @@ def test_a_factory_with_literal_arguments(serve, app, expected):
     assert body == (expected or "caf\xe9 (1, 2) debug=[1, {'a': (2.5, None)}]".encode())
 
 
-def test_the_attribute_is_application_by_default_and_the_current_directory_is_importable(serve, tmp_path: Path):
+def test_the_attribute_is_application_by_default_and_the_current_directory_is_importable(
+    serve, tmp_path: Path
+):
     (tmp_path / "plainly_named.py").write_text("from pep3333 import app as application\n")
     env = {"PYTHONPATH": str(APPS)}
     assert serve("plainly_named", "--workers", "1", cwd=tmp_path, env=env).get("/plain").status == 200

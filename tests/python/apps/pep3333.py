@@ -88,7 +88,9 @@ def environ_(environ, start_response, rest, key):
     types = {name: type(value).__name__ for name, value in environ.items()}
     wsgi = {
         "environ is a dict": type(environ) is dict,
-        "input": all(hasattr(environ["wsgi.input"], n) for n in ("read", "readline", "readlines", "__iter__")),
+        "input": all(
+            hasattr(environ["wsgi.input"], n) for n in ("read", "readline", "readlines", "__iter__")
+        ),
         "errors": all(hasattr(environ["wsgi.errors"], n) for n in ("write", "writelines", "flush")),
         "file_wrapper": callable(environ.get("wsgi.file_wrapper")),
     }
@@ -265,7 +267,7 @@ BLOCK = random.Random(0).randbytes(999_983)
 
 
 def counted(offset, count):
-    """Bytes `offset` to `offset + count` of an endless text, in which each place differs from its neighbours."""
+    """Bytes `offset` to `offset + count` of an endless text whose places all differ."""
     start = offset % len(BLOCK)
     return (BLOCK * ((start + count) // len(BLOCK) + 1))[start : start + count]
 
