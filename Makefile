@@ -1,0 +1,120 @@
+# Ringhorn's commands. Everything that is installed goes into $(VENV), never into the system.
+#
+#   make demo       build the wheel and serve the example Django project   (PORT=8000 PYTHON=python3)
+#   make test       everything that must pass before a change lands        (PYTEST_ARGS='-k name')
+#   make pythons    the Python tests on each of $(PYTHONS) found here
+#   make check      formatting and lints only
+#   make wheel      the release wheel, installed into $(VENV)
+#   make clean      remove what was built and installed
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+PYTHONS ?= 3.10 3.11 3.12 3.13
+PYTEST_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+bin := $(abspath $(VENV))/bin
+example := examples/django
+
+# The interpreter that PYTHON names now. A venv made from another one is made again.
+python_id := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:3], sys.base_prefix)' 2>/dev/null)
+wheel_sources := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -name '*.pyc')
+
+.PHONY: help demo test check lint rust-test pytest wheel pythons clean FORCE
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+# --- the venv: a stamp for each thing that is installed there, so that a second run is quick
+
+ifneq ($(python_id),$(shell cat $(VENV)/.python 2>/dev/null))
+$(VENV)/.python: FORCE
+endif
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is missing or older than Python 3.10"; \
+	    echo "  hint: name another one, as in: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12"; exit 1; } >&2
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "  hint: on Debian and Ubuntu the package python3-venv is needed" >&2; exit 1; }
+	echo '$(python_id)' > $@
+
+$(VENV)/.maturin: $(VENV)/.python pyproject.toml
+	$(bin)/python -m pip install --quiet 'maturin>=1.9.4,<2'
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.maturin $(wheel_sources)
+	@command -v cargo >/dev/null || \
+	  { echo "error: cargo is missing"; echo "  hint: install Rust from https://rustup.rs"; exit 1; } >&2
+	rm -rf $(VENV)/wheels
+	$(bin)/maturin build --release --interpreter $(bin)/python --out $(VENV)/wheels
+	$(bin)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
+	touch $@
+
+$(VENV)/.example: $(VENV)/.python $(example)/requirements.txt
+	$(bin)/python -m pip install --quiet -r $(example)/requirements.txt
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.python tests/python/requirements.txt $(example)/requirements.txt
+	$(bin)/python -m pip install --quiet -r tests/python/requirements.txt
+	touch $@
+
+FORCE:
+
+# --- what people call
+
+wheel: $(VENV)/.wheel
+	@ls $(VENV)/wheels/*.whl
+
+demo: $(VENV)/.wheel $(VENV)/.example
+	@echo
+	@echo "  The example Django project: http://127.0.0.1:$(PORT)/"
+	@echo "  Its admin:                  http://127.0.0.1:$(PORT)/admin/   (user admin, password admin)"
+	@echo "  Stop it with Ctrl-C."
+	@echo
+	@cd $(example) && DEMO=1 exec $(bin)/ringhorn --bind 127.0.0.1:$(PORT) mysite.wsgi
+
+check: lint
+
+lint: $(VENV)/.python
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
+
+rust-test:
+	cargo test --locked
+
+pytest: $(VENV)/.wheel $(VENV)/.tests
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+# One after the other whatever -j says: the cheap answers first, and one use of the build folder at a time.
+test:
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory rust-test
+	$(MAKE) --no-print-directory pytest
+
+# An interpreter is found on PATH, or among those that pyenv keeps. One that is missing is named at the end.
+pythons:
+	@tried=; missing=; failed=; \
+	for version in $(PYTHONS); do \
+	  python=; \
+	  for candidate in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; do \
+	    if "$$candidate" -c '' 2>/dev/null; then python=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then missing="$$missing $$version"; continue; fi; \
+	  echo "=== Python $$version: $$python"; \
+	  if $(MAKE) --no-print-directory pytest VENV=.venv-$$version PYTHON="$$python"; \
+	  then tried="$$tried $$version"; else failed="$$failed $$version"; fi; \
+	done; \
+	echo "passed:$${tried:- none}  failed:$${failed:- none}  not found:$${missing:- none}"; \
+	[ -z "$$failed" ] && [ -n "$$tried" ]
+
+clean:
+	cargo clean
+	rm -rf .venv .venv-3.* dist .pytest_cache $(example)/db.sqlite3*
+	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
