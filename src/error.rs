@@ -115,73 +115,9 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// An operating system's error as our messages show it: `no such file or directory (ENOENT)`.
-#[must_use]
-pub fn os_reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut chars = text.chars();
-    let lower: String =
-        chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default();
-    match error.raw_os_error() {
-        Some(number) => match errno_name(number) {
-            Some(name) => format!("{lower} ({name})"),
-            None => format!("{lower} (errno {number})"),
-        },
-        None => lower,
-    }
-}
-
-/// The names of the errors that starting and serving can meet.
-const fn errno_name(number: i32) -> Option<&'static str> {
-    Some(match number {
-        libc::EPERM => "EPERM",
-        libc::ENOENT => "ENOENT",
-        libc::EINTR => "EINTR",
-        libc::EIO => "EIO",
-        libc::EBADF => "EBADF",
-        libc::EAGAIN => "EAGAIN",
-        libc::ENOMEM => "ENOMEM",
-        libc::EACCES => "EACCES",
-        libc::EBUSY => "EBUSY",
-        libc::EEXIST => "EEXIST",
-        libc::ENOTDIR => "ENOTDIR",
-        libc::EISDIR => "EISDIR",
-        libc::EINVAL => "EINVAL",
-        libc::ENFILE => "ENFILE",
-        libc::EMFILE => "EMFILE",
-        libc::EFBIG => "EFBIG",
-        libc::ENOSPC => "ENOSPC",
-        libc::EROFS => "EROFS",
-        libc::EPIPE => "EPIPE",
-        libc::ENAMETOOLONG => "ENAMETOOLONG",
-        libc::ENOSYS => "ENOSYS",
-        libc::ELOOP => "ELOOP",
-        libc::ENOTSOCK => "ENOTSOCK",
-        libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::ENOBUFS => "ENOBUFS",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        libc::ECONNREFUSED => "ECONNREFUSED",
-        libc::EDQUOT => "EDQUOT",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_of_the_system_are_named() {
-        let error = std::io::Error::from_raw_os_error(libc::EADDRINUSE);
-        assert_eq!(os_reason(&error), "address already in use (EADDRINUSE)");
-        assert_eq!(os_reason(&std::io::Error::other("Broken thing")), "broken thing");
-    }
 
     #[test]
     fn a_message_says_what_where_from_and_what_to_do() {

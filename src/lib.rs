@@ -15,7 +15,7 @@
 //! | [`observe`] | access log, error log |
 //! | [`sys`] | the system calls that have no safe wrapper elsewhere |
 
-// pub mod app;
+pub mod app;
 pub mod config;
 pub mod error;
 pub mod http;
@@ -25,4 +25,4 @@ pub mod observe;
 pub mod ring;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper in a well-kept crate")]
 pub mod sys;
-// pub mod worker;
+pub mod worker;

@@ -22,7 +22,7 @@ pub enum Body {
 pub enum Progress {
     /// At least one byte was appended.
     Ready,
-    /// Nothing has arrived: call [`BodyStream::wait`] without the interpreter, then again.
+    /// Nothing has arrived: wait with [`BodyStream::waiter`] without the interpreter, then again.
     Pending,
     /// The body is complete and all of it was handed out.
     End,
@@ -88,8 +88,19 @@ impl BodyStream {
         self.link.take_body(into)
     }
 
+    /// A handle to wait with while the stream itself is free for others.
+    #[must_use]
+    pub fn waiter(&self) -> BodyWaiter {
+        BodyWaiter(Arc::clone(&self.link))
+    }
+}
+
+/// Waits for body bytes.
+pub struct BodyWaiter(Arc<Link>);
+
+impl BodyWaiter {
     /// Blocks until there is something to poll. Call it without the interpreter.
     pub fn wait(&self) {
-        self.link.wait_for_body();
+        self.0.wait_for_body();
     }
 }

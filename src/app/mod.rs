@@ -13,21 +13,20 @@ mod reply;
 #[expect(unsafe_code, reason = "the interpreter's C interface: reference counts and borrowed pointers")]
 pub mod python;
 
-pub use body::{Body, BodyError, BodyStream, Progress};
+pub use body::{Body, BodyError, BodyStream, BodyWaiter, Progress};
 pub use exchange::{Exchange, Listener, Peer, Request, Scheme};
-pub use link::{Held, Link};
-pub use reply::{Gone, Reply, ReplyError, Sent};
+pub use link::{Flushed, Held, Link, Outcome, Port, Standing};
+pub use reply::{Gone, Reply, ReplyError, Sent, refusal};
 
-/// An application, as the worker runs it: a maker of runners, one for each runner thread.
+/// An application, as the worker runs it.
 pub trait Application: Send + Sync {
-    /// A runner for the calling thread. Called on the thread that will use it.
-    fn runner(&self) -> Box<dyn Runner + '_>;
+    /// Calls `body` once with a runner for the calling thread, attached to the interpreter if there is one.
+    fn with_runner(&self, body: &mut dyn FnMut(&mut dyn Runner));
 }
 
 /// Runs requests on one thread, one after the other.
 pub trait Runner {
-    /// Answers one request. Must leave the reply finished or failed; a reply that is neither is
-    /// failed by the pool. Must not panic on anything a peer or an application does.
+    /// Answers one request. A reply that is left unfinished is failed by the pool.
     fn run(&mut self, exchange: &mut Exchange);
 
     /// Calls `wait`, which blocks until there is work, with the interpreter released.

@@ -22,9 +22,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use network::{Bind, Trusted};
+
+pub use crate::http::HeaderMap;
+pub use crate::ring::Io;
 pub use value::{Foreign, Source, Value, Variable};
 
-use crate::error::{Exit, StartError, os_reason};
+use crate::error::{Exit, StartError};
+use crate::sys::errno::describe;
 use crate::limits;
 use crate::observe::{AccessFormat, Level, LogTarget};
 use crate::sys::account;
@@ -107,28 +111,6 @@ pub enum WorkerClass {
     Sync,
     /// Several requests at a time, on threads.
     Gthread,
-}
-
-/// What happens to header names with an underscore that are not in `forwarder_headers`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderMap {
-    /// The field is left out.
-    Drop,
-    /// The request is refused.
-    Refuse,
-    /// The field is passed on, and may be mistaken for one with a hyphen.
-    Dangerous,
-}
-
-/// How workers wait for the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// `io_uring` where it works, else epoll.
-    Auto,
-    /// `io_uring`, or an error.
-    Uring,
-    /// epoll.
-    Epoll,
 }
 
 /// Every setting with its type. Names are gunicorn's. A [`Duration`] of zero means "no limit",
@@ -520,7 +502,7 @@ impl Values {
             Err(error) => error,
         };
         Err(self
-            .error("chdir", format!("cannot change to {chdir}: {}", os_reason(&problem)))
+            .error("chdir", format!("cannot change to {chdir}: {}", describe(&problem)))
             .hint("give a directory that exists and that this user may read"))
     }
 
@@ -610,7 +592,7 @@ impl Values {
                 .error(name, format!("there is no {name} {text:?} on this machine"))
                 .hint("create it, or give a number")),
             Err(error) => Err(self
-                .error(name, format!("cannot look up {name} {text:?}: {}", os_reason(&error)))
+                .error(name, format!("cannot look up {name} {text:?}: {}", describe(&error)))
                 .hint("give a number")),
         }
     }

@@ -326,6 +326,12 @@ impl Encoder {
         self.head_sent
     }
 
+    /// Whether the body ends with the connection, so that only a reset shows that it was cut.
+    #[must_use]
+    pub fn is_until_close(&self) -> bool {
+        self.delimiter == Delimiter::Close
+    }
+
     /// The status code; 0 before [`Self::start`].
     #[must_use]
     pub const fn status_code(&self) -> u16 {

@@ -33,7 +33,8 @@ use crate::observe::CRITICAL;
 use crate::sys::errno::describe;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
-use crate::sys::shared::{SharedPage, SlotRecord, WorkerState, monotonic_ms};
+use crate::sys::clock::monotonic_ms;
+use crate::sys::shared::{SharedPage, SlotRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 
 pub use self::native::NativeHost;

@@ -563,7 +563,7 @@ mod tests {
             let error = open_now(&settings(vec![tcp("127.0.0.1", taken)], 2)).unwrap_err();
             let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
             assert_eq!(lines.len(), 3, "{error}");
-            let first = format!("error: cannot bind 127.0.0.1:{taken}: address in use (EADDRINUSE)");
+            let first = format!("error: cannot bind 127.0.0.1:{taken}: address already in use (EADDRINUSE)");
             assert_eq!(lines[0], first);
             assert!(lines[1].starts_with("  from: "), "{error}");
             assert!(lines[2].starts_with("  hint: ") && lines[2].contains(&taken.to_string()));
@@ -628,7 +628,7 @@ mod tests {
         let settings = settings(vec![Bind::Unix(path.clone())], 1);
         let live = UnixListener::bind(&path).unwrap();
         let error = open_now(&settings).unwrap_err();
-        assert!(error.what().ends_with("address in use (EADDRINUSE)"), "{error}");
+        assert!(error.what().ends_with("address already in use (EADDRINUSE)"), "{error}");
         drop(live);
         assert!(path.exists(), "left behind by the dead");
         let mut listeners = open_now(&settings).unwrap();

@@ -197,7 +197,7 @@ fn run(shared: &Shared, mut output: File) {
         batch.clear();
         if lost > 0 && reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
             let reason = match &failure {
-                Some((error, _)) => crate::error::os_reason(error),
+                Some((error, _)) => crate::sys::errno::describe(error),
                 None => "it was not taken fast enough".to_owned(),
             };
             warn!("{lost} lines of the {} are lost: {reason}", shared.name);

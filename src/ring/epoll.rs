@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::clock::monotonic_ms;
 use super::key::{pack, unpack};
 use super::op::{Accepting, Driver, Event, Token};
 use super::{Pool, Socket, Waker};
 use crate::limits::{ACCEPTS_PER_TURN, RECV_BUFFER_BYTES, RECV_BUFFERS, SLOTS_MAX};
+use crate::sys::clock::monotonic_ms;
 use crate::sys::fd::{accept, epoll_control, receive, set_nonblocking};
 
 /// Readiness reports taken from the kernel in one turn. Connections beyond it are reported first in

@@ -5,7 +5,6 @@
 
 #[expect(unsafe_code, reason = "hands memory to the kernel and back")]
 mod buffers;
-mod clock;
 mod epoll;
 mod key;
 mod op;

@@ -26,8 +26,8 @@ use std::time::Duration;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
+use crate::sys::clock::monotonic_ms;
 use super::buffers::{map_anonymous, unmap};
-use super::clock::monotonic_ms;
 use super::epoll::{is_of_one_connection, is_transient};
 use super::key::{pack, unpack};
 use super::op::{Accepting, Driver, Event, Token};

@@ -1,7 +1,39 @@
-//! Local time, for log lines only. Nothing is decided by the wall clock.
+//! Clocks: the monotonic one decides, the wall clock is for `Date` and log lines only.
 
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds on the monotonic clock, which all processes of the machine share. Source:
+/// clock_gettime(2); answered without entering the kernel on the usual clock sources.
+#[must_use]
+pub fn monotonic_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // The monotonic clock starts at zero, so neither part is negative.
+    now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// As [`monotonic_ms`], as of the last timer tick (4 ms or less ago): a few nanoseconds to read. For
+/// deadlines, not for measuring.
+#[must_use]
+pub fn monotonic_coarse_ms() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// Nanoseconds on the monotonic clock.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// Seconds since 1970 as of the last timer tick, for the `Date` of responses.
+#[must_use]
+pub fn unix_seconds() -> u64 {
+    clock_gettime(ClockId::RealtimeCoarse).tv_sec.unsigned_abs()
+}
 
 /// A moment in the machine's time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

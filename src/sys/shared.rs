@@ -8,17 +8,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use rustix::time::{ClockId, clock_gettime};
 
+use super::clock::monotonic_ms;
 use crate::limits::WORKERS_MAX;
-
-/// Milliseconds on the monotonic clock, which all processes of the machine share.
-#[must_use]
-pub fn monotonic_ms() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Never negative: it counts from the start of the machine.
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
-}
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -401,7 +401,7 @@ fn a_port_in_use_is_an_error_of_three_lines_and_code_one() {
     let (status, lines, _) = Server::start_on("serve", port).wait();
     assert_eq!(status.code(), Some(1), "{lines:#?}");
     let at = lines.iter().position(|line| line.contains("cannot bind")).unwrap();
-    assert!(lines[at].contains(&format!("127.0.0.1:{port}: address in use (EADDRINUSE)")), "{lines:#?}");
+    assert!(lines[at].contains(&format!("127.0.0.1:{port}: address already in use (EADDRINUSE)")), "{lines:#?}");
     assert!(lines[at + 1].starts_with("  from: ") && lines[at + 2].starts_with("  hint: "), "{lines:#?}");
     assert_eq!(count(&lines, "Booting worker"), 0);
 }

@@ -1,0 +1,472 @@
+//! What the I/O thread and a runner share of one connection while a request is being answered.
+//!
+//! The quick path touches one atomic: the I/O thread marks the link busy when it hands a request
+//! over, the runner marks it idle when the whole answer is in the socket. Nobody is woken. Only what
+//! is out of the ordinary (an unsent rest, a streamed body, a close, bytes of the next request
+//! waiting) goes through the lock and a report to the I/O thread.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::{BodyError, Listener, Peer, Progress};
+use crate::limits::RESPONSE_QUEUE_BYTES;
+use crate::ring::{Socket, Token, Waker};
+use crate::sys::clock;
+
+/// Memory of the application that is sent from where it lies. Dropping it must be safe on any thread.
+pub type Held = Box<dyn AsRef<[u8]> + Send>;
+
+/// How the runner left the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer is complete and the connection goes on.
+    Keep,
+    /// The last answer of this connection is written, whole or visibly cut.
+    Close,
+    /// The answer had to be cut and only a reset shows it: its end was to be the connection's end.
+    Reset,
+}
+
+/// Nobody answers on this connection; the I/O thread may hand the next request over.
+const IDLE: u8 = 0;
+/// A runner has a request of this connection, or it waits for a runner.
+const BUSY: u8 = 1;
+/// As `BUSY`, and the I/O thread wants to hear of the end: bytes of the next request wait.
+const BUSY_ATTENTION: u8 = 2;
+/// The answer is complete, but something remains for the I/O thread: a rest to send, a close.
+const FINISHED: u8 = 3;
+
+/// The way from runners to the I/O thread: which connections to look at.
+pub struct Port {
+    waker: Waker,
+    reports: Mutex<Vec<Token>>,
+    /// Whether the worker is leaving: answers announce the close of their connection.
+    draining: AtomicBool,
+}
+
+impl Port {
+    /// A port that wakes the driver behind `waker`.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            waker,
+            reports: Mutex::new(Vec::new()),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Moves the reports since the last call into `into`. For the I/O thread.
+    pub fn collect(&self, into: &mut Vec<Token>) {
+        into.append(&mut lock(&self.reports));
+    }
+
+    /// From now on every answer ends its connection.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Port::drain`] was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn report(&self, token: Token, urgent: bool) {
+        lock(&self.reports).push(token);
+        if urgent {
+            self.waker.wake();
+        }
+    }
+}
+
+/// What remains of an answer when the socket had no more room.
+pub(super) enum Rest {
+    /// Copied bytes, and how many of them were sent.
+    Copied(Vec<u8>, usize),
+    /// The application's own bytes: the part from the first to the second offset is unsent.
+    Held(Held, usize, usize),
+    /// A file: offset of the next byte, bytes left.
+    File(OwnedFd, u64, u64),
+}
+
+impl Rest {
+    /// Bytes of memory that this rest keeps in use; a file keeps none.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Copied(bytes, sent) => bytes.len() - sent,
+            Self::Held(_, from, to) => to - from,
+            Self::File(..) => 0,
+        }
+    }
+}
+
+/// Where a streamed request body stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    Expected,
+    Complete,
+    Failed(BodyError),
+}
+
+struct Gate {
+    rests: VecDeque<Rest>,
+    /// Bytes of memory in `rests`.
+    rest_bytes: usize,
+    /// The peer cannot be reached any more: what is sent goes nowhere.
+    gone: bool,
+    /// How the answer ended, once `FINISHED`.
+    outcome: Outcome,
+    body: Vec<u8>,
+    arrival: Arrival,
+    /// The client waits for `100 Continue` before it sends the body.
+    continue_owed: bool,
+    /// The I/O thread stopped receiving because enough of the body waits here.
+    body_paused: bool,
+}
+
+/// One connection, as both sides know it.
+pub struct Link {
+    socket: Socket,
+    token: Token,
+    port: Arc<Port>,
+    listener: Arc<Listener>,
+    peer: Peer,
+    state: AtomicU8,
+    /// When the last answer was complete, in milliseconds of the monotonic clock.
+    idle_since_ms: AtomicU64,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+}
+
+/// What the I/O thread finds when it looks at a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The last answer is complete and sent.
+    Idle,
+    /// A request is being answered.
+    Busy,
+    /// The answer is complete; rests may be unsent.
+    Finished(Outcome),
+}
+
+/// What came of sending the rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing is left.
+    All,
+    /// The socket is full: wait for room. Bytes went out if `progress`.
+    Full {
+        /// Whether any byte was taken by the socket.
+        progress: bool,
+    },
+    /// The peer is gone.
+    Gone,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held would have been a bug of ours; the data is still in order
+    // because every critical section writes plain fields.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// A new connection, idle.
+    #[must_use]
+    pub fn new(socket: Socket, token: Token, port: Arc<Port>, listener: Arc<Listener>, peer: Peer) -> Self {
+        Self {
+            socket,
+            token,
+            port,
+            listener,
+            peer,
+            state: AtomicU8::new(IDLE),
+            idle_since_ms: AtomicU64::new(0),
+            gate: Mutex::new(Gate {
+                rests: VecDeque::new(),
+                rest_bytes: 0,
+                gone: false,
+                outcome: Outcome::Keep,
+                body: Vec::new(),
+                arrival: Arrival::Complete,
+                continue_owed: false,
+                body_paused: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The socket, to send to.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Who is on the other side.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Where the connection came in.
+    #[must_use]
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Whether answers must announce the end of the connection.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.port.is_draining()
+    }
+
+    // ---- the I/O thread's side -------------------------------------------------------------
+
+    /// Marks the link busy. Called before the request is handed over.
+    pub fn hand_over(&self) {
+        self.state.store(BUSY, Ordering::Release);
+    }
+
+    /// Prepares the streaming of a body. Called before the request is handed over.
+    pub fn expect_body(&self, continue_owed: bool) {
+        let mut gate = lock(&self.gate);
+        gate.body.clear();
+        gate.arrival = Arrival::Expected;
+        gate.continue_owed = continue_owed;
+        gate.body_paused = false;
+    }
+
+    /// Where the link stands.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.state.load(Ordering::Acquire) {
+            IDLE => Standing::Idle,
+            FINISHED => Standing::Finished(lock(&self.gate).outcome),
+            _ => Standing::Busy,
+        }
+    }
+
+    /// Asks to be told when the answer is complete. Returns the standing when it already is.
+    #[must_use]
+    pub fn want_attention(&self) -> Standing {
+        match self.state.compare_exchange(BUSY, BUSY_ATTENTION, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) | Err(BUSY_ATTENTION) => Standing::Busy,
+            Err(_) => self.standing(),
+        }
+    }
+
+    /// After `Finished` was dealt with and the connection goes on.
+    pub fn reopen(&self) {
+        self.state.store(IDLE, Ordering::Release);
+    }
+
+    /// When the last answer was complete (monotonic milliseconds).
+    #[must_use]
+    pub fn idle_since_ms(&self) -> u64 {
+        self.idle_since_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sends what it can of the rests, without blocking.
+    pub fn flush(&self) -> Flushed {
+        let mut gate = lock(&self.gate);
+        let mut progress = false;
+        let flushed = loop {
+            if gate.gone {
+                break Flushed::Gone;
+            }
+            let Some(rest) = gate.rests.front_mut() else { break Flushed::All };
+            let before = rest.bytes();
+            let sent = match rest {
+                Rest::Copied(bytes, sent) => {
+                    self.socket.send(&[IoSlice::new(&bytes[*sent..])]).inspect(|n| *sent += n)
+                }
+                Rest::Held(held, from, to) => {
+                    let bytes: &[u8] = (**held).as_ref();
+                    self.socket.send(&[IoSlice::new(&bytes[*from..*to])]).inspect(|n| *from += n)
+                }
+                Rest::File(file, offset, left) => {
+                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(FILE_SLICE_BYTES);
+                    match self.socket.send_file(file.as_fd(), offset, count) {
+                        // The file is shorter than promised. The client must see the cut.
+                        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                        other => other.inspect(|n| *left -= *n as u64),
+                    }
+                }
+            };
+            match sent {
+                Ok(n) => {
+                    progress |= n > 0;
+                    let after = rest.bytes();
+                    let done = match rest {
+                        Rest::File(_, _, left) => *left == 0,
+                        _ => after == 0,
+                    };
+                    gate.rest_bytes -= before - after;
+                    if done {
+                        gate.rests.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Full { progress },
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => gate.lose(),
+            }
+        };
+        drop(gate);
+        if progress || flushed != (Flushed::Full { progress: false }) {
+            self.changed.notify_all();
+        }
+        flushed
+    }
+
+    /// Whether rests wait to be sent.
+    #[must_use]
+    pub fn has_rest(&self) -> bool {
+        !lock(&self.gate).rests.is_empty()
+    }
+
+    /// The peer cannot be reached any more: whoever waits for it is let go.
+    pub fn lose(&self) {
+        let mut gate = lock(&self.gate);
+        gate.lose();
+        if gate.arrival == Arrival::Expected {
+            gate.arrival = Arrival::Failed(BodyError::Truncated);
+        }
+        drop(gate);
+        self.changed.notify_all();
+    }
+
+    /// Appends body bytes by calling `decode` on the buffer of those that wait. Returns what
+    /// `decode` returned and how many bytes now wait.
+    pub fn feed_body<R>(&self, decode: impl FnOnce(&mut Vec<u8>) -> R) -> (R, usize) {
+        let mut gate = lock(&self.gate);
+        let result = decode(&mut gate.body);
+        let waiting = gate.body.len();
+        drop(gate);
+        self.changed.notify_all();
+        (result, waiting)
+    }
+
+    /// Notes that receiving pauses until the application has read; the reader reports when it has.
+    /// Returns false when it has done so meanwhile.
+    #[must_use]
+    pub fn pause_body(&self, bytes_max: usize) -> bool {
+        let mut gate = lock(&self.gate);
+        gate.body_paused = gate.body.len() >= bytes_max;
+        gate.body_paused
+    }
+
+    /// The body is complete, or will not be.
+    pub fn end_body(&self, result: Result<(), BodyError>) {
+        let mut gate = lock(&self.gate);
+        gate.arrival = match result {
+            Ok(()) => Arrival::Complete,
+            Err(error) => Arrival::Failed(error),
+        };
+        drop(gate);
+        self.changed.notify_all();
+    }
+
+    /// Drops what nobody will read of a streamed body.
+    pub fn discard_body(&self) {
+        let mut gate = lock(&self.gate);
+        gate.body = Vec::new();
+        gate.continue_owed = false;
+        gate.body_paused = false;
+    }
+
+    // ---- the runner's side -----------------------------------------------------------------
+
+    pub(super) fn take_body(&self, into: &mut Vec<u8>) -> Result<Progress, BodyError> {
+        let mut gate = lock(&self.gate);
+        if gate.continue_owed {
+            gate.continue_owed = false;
+            // 25 bytes into an empty send buffer: a short or failed send means that the peer is gone,
+            // which the receive side reports.
+            let _ = self.socket.send(&[IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")]);
+        }
+        if gate.body.is_empty() {
+            return match gate.arrival {
+                Arrival::Expected => Ok(Progress::Pending),
+                Arrival::Complete => Ok(Progress::End),
+                Arrival::Failed(error) => Err(error),
+            };
+        }
+        into.append(&mut gate.body);
+        let resume = std::mem::take(&mut gate.body_paused);
+        drop(gate);
+        if resume {
+            self.port.report(self.token, true);
+        }
+        Ok(Progress::Ready)
+    }
+
+    pub(super) fn wait_for_body(&self) {
+        let mut gate = lock(&self.gate);
+        while gate.body.is_empty() && gate.arrival == Arrival::Expected {
+            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Queues rests for the I/O thread. Returns false when the peer is gone.
+    pub(super) fn queue(&self, rests: impl IntoIterator<Item = Rest>) -> bool {
+        let mut gate = lock(&self.gate);
+        if gate.gone {
+            return false;
+        }
+        for rest in rests {
+            gate.rest_bytes += rest.bytes();
+            gate.rests.push_back(rest);
+        }
+        drop(gate);
+        self.port.report(self.token, true);
+        true
+    }
+
+    /// Whether more than the connection's bound waits to be sent.
+    pub(super) fn is_full(&self) -> bool {
+        let gate = lock(&self.gate);
+        !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES
+    }
+
+    pub(super) fn wait_for_room(&self) {
+        let mut gate = lock(&self.gate);
+        while !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES {
+            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The answer is complete. With nothing left to do, one atomic exchange ends the request.
+    pub(super) fn finish(&self, outcome: Outcome, behind: bool) {
+        if outcome == Outcome::Keep && !behind {
+            self.idle_since_ms.store(clock::monotonic_coarse_ms(), Ordering::Relaxed);
+            if self.state.swap(IDLE, Ordering::AcqRel) == BUSY_ATTENTION {
+                self.port.report(self.token, true);
+            }
+            return;
+        }
+        lock(&self.gate).outcome = outcome;
+        // The end is announced here when nothing is left to send: the client sees it at once, and
+        // the I/O thread need not be woken for it. It looks at the link when the client has closed,
+        // or at its next turn.
+        let announced = outcome == Outcome::Close && !behind;
+        if announced {
+            // It fails when the client is gone, which the receive side reports.
+            let _ = self.socket.shutdown_write();
+        }
+        let was = self.state.swap(FINISHED, Ordering::AcqRel);
+        self.port.report(self.token, !announced || was == BUSY_ATTENTION);
+    }
+}
+
+impl Gate {
+    fn lose(&mut self) {
+        self.gone = true;
+        self.rests.clear();
+        self.rest_bytes = 0;
+    }
+}
+
+/// Bytes of a file given to one sendfile(2), so that one download does not hold the I/O thread up.
+const FILE_SLICE_BYTES: usize = 256 * 1024;

@@ -1,0 +1,726 @@
+//! WSGI (PEP 3333): an environ from a request, a reply from what the application does.
+//!
+//! This is the hot path. What it saves, and why: the environ is a copy of a template whose table has room
+//! for a usual request, so nothing is rehashed; keys are interned and ready-made; `start_response` is one
+//! object that is used again as long as no application kept it; head and body of a short answer leave in
+//! one `send(2)`; the interpreter lock is held from one request to the next.
+
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
+use tracing::{debug, error, warn};
+
+use super::input::Input;
+use super::names::Names;
+use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
+use crate::app::{Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent};
+use crate::http::Version;
+
+/// An application behind `wsgi.application(environ, start_response)`.
+pub(super) struct Wsgi {
+    application: Py<PyAny>,
+    /// Whether other threads of this process run requests too.
+    multithread: bool,
+    /// Whether other processes serve the same application.
+    multiprocess: bool,
+    /// The mount point from the environment variable `SCRIPT_NAME`.
+    script_name: Vec<u8>,
+    errors: Py<PyAny>,
+}
+
+impl Wsgi {
+    pub(super) fn new(
+        application: Py<PyAny>,
+        multithread: bool,
+        multiprocess: bool,
+        script_name: Vec<u8>,
+        errors: Py<PyAny>,
+    ) -> Self {
+        Self { application, multithread, multiprocess, script_name, errors }
+    }
+
+    /// The part of the environ that is the same for every request on a listener.
+    fn template<'py>(&self, py: Python<'py>, listener: &Listener) -> PyResult<Bound<'py, PyDict>> {
+        let environ = PyDict::new(py);
+        environ.set_item(intern!(py, "wsgi.version"), (1, 0))?;
+        environ.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "http"))?;
+        environ.set_item(intern!(py, "wsgi.input"), py.None())?;
+        environ.set_item(intern!(py, "wsgi.errors"), &self.errors)?;
+        environ.set_item(intern!(py, "wsgi.multithread"), self.multithread)?;
+        environ.set_item(intern!(py, "wsgi.multiprocess"), self.multiprocess)?;
+        environ.set_item(intern!(py, "wsgi.run_once"), false)?;
+        environ.set_item(intern!(py, "wsgi.file_wrapper"), py.get_type::<FileWrapper>())?;
+        environ.set_item(intern!(py, "wsgi.input_terminated"), true)?;
+        environ.set_item(intern!(py, "SERVER_SOFTWARE"), concat!("ringhorn/", env!("CARGO_PKG_VERSION")))?;
+        environ.set_item(intern!(py, "SERVER_NAME"), &listener.name)?;
+        environ.set_item(intern!(py, "SERVER_PORT"), &listener.port)?;
+        environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, &self.script_name))?;
+        // Places that every request fills: the copy's table has them, in this order.
+        for key in [
+            intern!(py, "REQUEST_METHOD"),
+            intern!(py, "PATH_INFO"),
+            intern!(py, "QUERY_STRING"),
+            intern!(py, "RAW_URI"),
+            intern!(py, "SERVER_PROTOCOL"),
+            intern!(py, "REMOTE_ADDR"),
+            intern!(py, "REMOTE_PORT"),
+        ] {
+            environ.set_item(key, intern!(py, ""))?;
+        }
+        // A table of 64 places takes 42 keys before it grows: twenty for the fields of the request. A dict keeps
+        // its table's size when its last keys are deleted, and its copy then has that size too.
+        let filler: Vec<String> = (0..24).map(|n| format!("ringhorn.{n}")).collect();
+        for key in &filler {
+            environ.set_item(key, py.None())?;
+        }
+        for key in filler.iter().rev() {
+            environ.del_item(key)?;
+        }
+        Ok(environ)
+    }
+}
+
+impl Application for Wsgi {
+    fn with_runner(&self, body: &mut dyn FnMut(&mut dyn Runner)) {
+        Python::attach(|py| match WsgiRunner::new(py, self) {
+            Ok(mut runner) => body(&mut runner),
+            Err(error) => error!("cannot start a runner: {error}"),
+        });
+    }
+}
+
+/// The application's bytes, kept alive until the I/O thread has sent them.
+struct HeldBytes {
+    data: *const u8,
+    length: usize,
+    object: Option<Py<PyBytes>>,
+}
+
+// SAFETY: the data of a bytes object never changes, and `object` keeps it alive; the reference itself is
+// only handed on to `GRAVES`, and dropped by a thread that is attached.
+unsafe impl Send for HeldBytes {}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `data` and `length` are those of the bytes object that `object` keeps alive and unchanged.
+        unsafe { std::slice::from_raw_parts(self.data, self.length) }
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        if let Some(object) = self.object.take() {
+            GRAVES.lock().unwrap_or_else(PoisonError::into_inner).push(object);
+            DUG.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Objects whose last bytes the I/O thread has sent. A runner lets go of them when it is attached.
+static GRAVES: Mutex<Vec<Py<PyBytes>>> = Mutex::new(Vec::new());
+/// Whether there are any, so that a request need not take the lock to see none.
+static DUG: AtomicBool = AtomicBool::new(false);
+
+fn hold(bytes: &Bound<'_, PyBytes>) -> Held {
+    let slice = bytes.as_bytes();
+    Box::new(HeldBytes { data: slice.as_ptr(), length: slice.len(), object: Some(bytes.clone().unbind()) })
+}
+
+/// `start_response` and `write` of the request that a runner has in hand.
+#[pyclass(frozen, module = "ringhorn")]
+struct Call {
+    /// The reply; null while no request is in hand or the runner uses the reply itself.
+    reply: AtomicPtr<Reply>,
+}
+
+impl Call {
+    /// Runs `act` on the reply in hand.
+    fn with<R>(&self, act: impl FnOnce(&mut Reply) -> PyResult<R>) -> PyResult<R> {
+        // Taken out for the time of use: a second thread of the application finds nothing, instead of the same
+        // reply twice.
+        let reply = self.reply.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        if reply.is_null() {
+            return Err(PyRuntimeError::new_err(
+                "start_response or write was called outside of its request (or from two threads at once)",
+            ));
+        }
+        // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before it
+        // has taken it back; whoever swaps it out is the only one to have it.
+        let result = act(unsafe { &mut *reply });
+        self.reply.store(reply, Ordering::Release);
+        result
+    }
+}
+
+#[pymethods]
+impl Call {
+    /// PEP 3333 `start_response(status, headers, exc_info=None)`.
+    #[pyo3(signature = (status, headers, exc_info = None, /))]
+    fn start_response(
+        slf: &Bound<'_, Self>,
+        status: &Bound<'_, PyAny>,
+        headers: &Bound<'_, PyAny>,
+        exc_info: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        slf.get().with(|reply| begin(reply, status, headers, exc_info))?;
+        Ok(slf.getattr(intern!(slf.py(), "write"))?.unbind())
+    }
+
+    /// PEP 3333 `write(body_data)`.
+    #[pyo3(signature = (data, /))]
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.with(|reply| {
+            let data = data.cast::<PyBytes>().map_err(|_| not_bytes(data))?;
+            send_piece(py, reply, data, None, false)
+        })
+    }
+}
+
+fn begin(
+    reply: &mut Reply,
+    status: &Bound<'_, PyAny>,
+    headers: &Bound<'_, PyAny>,
+    exc_info: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    match exc_info.filter(|info| !info.is_none()) {
+        Some(info) if reply.head_sent() => {
+            // Too late for another head: the application's own error goes on up.
+            let raised = info.get_item(1)?;
+            return Err(PyErr::from_value(raised));
+        }
+        None if reply.is_started() => {
+            return Err(PyAssertionError::new_err("start_response was called a second time without exc_info"));
+        }
+        _ => {}
+    }
+    let status = status.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status)))
+    })?;
+    let line = latin1_bytes(status).ok_or_else(|| invalid("the status is not latin-1 text"))?;
+    reply.start(line).map_err(|error| refused(&error))?;
+    if let Ok(list) = headers.cast_exact::<PyList>() {
+        for pair in list.iter() {
+            header(reply, &pair)?;
+        }
+    } else {
+        for pair in headers.try_iter()? {
+            header(reply, &pair?)?;
+        }
+    }
+    Ok(())
+}
+
+fn header(reply: &mut Reply, pair: &Bound<'_, PyAny>) -> PyResult<()> {
+    let Ok(pair) = pair.cast::<PyTuple>() else {
+        return Err(PyTypeError::new_err(format!(
+            "response headers must be (name, value) tuples, not {}",
+            type_name(pair)
+        )));
+    };
+    if pair.len() != 2 {
+        return Err(PyValueError::new_err("response headers must be (name, value) tuples"));
+    }
+    let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+    let name = name.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(&name)))
+    })?;
+    let value = value.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!("the value of response header {} must be a str, not {}", &*name, type_name(&value)))
+    })?;
+    let (Some(name), Some(value)) = (latin1_bytes(&name), latin1_bytes(&value)) else {
+        return Err(invalid("a response header is not latin-1 text"));
+    };
+    reply.header(name, value).map_err(|error| refused(&error))
+}
+
+fn type_name(object: &Bound<'_, PyAny>) -> String {
+    object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string())
+}
+
+fn not_bytes(object: &Bound<'_, PyAny>) -> PyErr {
+    PyTypeError::new_err(format!("the response body must be bytes, not {}", type_name(object)))
+}
+
+fn invalid(what: &'static str) -> PyErr {
+    PyValueError::new_err(what)
+}
+
+fn refused(error: &ReplyError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// Sends one piece, and waits, with the interpreter released, while the client reads slower.
+fn send_piece(
+    py: Python<'_>,
+    reply: &mut Reply,
+    piece: &Bound<'_, PyBytes>,
+    total: Option<u64>,
+    more: bool,
+) -> PyResult<()> {
+    let bytes = piece.as_bytes();
+    if bytes.is_empty() {
+        // PEP 3333: an empty piece does not send the head.
+        return Ok(());
+    }
+    if !reply.is_started() {
+        return Err(never_started());
+    }
+    match reply.send(bytes, total, more, || hold(piece)) {
+        Ok(Sent::Full) => {
+            detached(py, &mut || reply.wait());
+            Ok(())
+        }
+        Ok(Sent::Room) => Ok(()),
+        Err(Gone) => Err(ClientGone::new_err("the client closed the connection")),
+    }
+}
+
+pyo3::create_exception!(ringhorn, ClientGone, pyo3::exceptions::PyConnectionError, "The client left before the answer was complete.");
+
+fn never_started() -> PyErr {
+    PyAssertionError::new_err("the application did not call start_response")
+}
+
+/// `wsgi.file_wrapper`: an iterable over a file, which the server sends with sendfile(2) when it can.
+#[pyclass(module = "ringhorn", name = "FileWrapper")]
+pub(super) struct FileWrapper {
+    #[pyo3(get)]
+    filelike: Py<PyAny>,
+    #[pyo3(get)]
+    blksize: usize,
+}
+
+#[pymethods]
+impl FileWrapper {
+    #[new]
+    #[pyo3(signature = (filelike, blksize = 8192))]
+    fn new(filelike: Py<PyAny>, blksize: usize) -> Self {
+        Self { filelike, blksize: blksize.max(1) }
+    }
+
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let piece = self.filelike.bind(py).call_method1(intern!(py, "read"), (self.blksize,))?;
+        Ok(if piece.is_truthy()? { Some(piece) } else { None })
+    }
+
+    /// Closes the file, when it can be closed.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        match self.filelike.bind(py).getattr_opt(intern!(py, "close"))? {
+            Some(close) => close.call0().map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The regular file behind a file-like object: a descriptor of its own, the offset to start at, and the
+/// bytes from there to the end. `None` when it must be read through the object.
+fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
+    let py = filelike.py();
+    let fd: RawFd = filelike.getattr_opt(intern!(py, "fileno")).ok()??.call0().ok()?.extract().ok()?;
+    // A text or buffered object may have read ahead: its own position is the right one.
+    let offset: u64 = filelike.call_method0(intern!(py, "tell")).ok()?.extract().ok()?;
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the object keeps the descriptor open for this call, during which the interpreter stays attached.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let file = borrowed.try_clone_to_owned().ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return None;
+    }
+    let size = u64::try_from(stat.st_size).ok()?;
+    Some((file, offset, size.saturating_sub(offset)))
+}
+
+/// The callables of one request: taken again for the next when nobody kept them.
+struct Callables<'py> {
+    call: Bound<'py, Call>,
+    start_response: Bound<'py, PyAny>,
+}
+
+impl<'py> Callables<'py> {
+    fn new(py: Python<'py>) -> PyResult<Self> {
+        let call = Bound::new(py, Call { reply: AtomicPtr::new(std::ptr::null_mut()) })?;
+        let start_response = call.getattr(intern!(py, "start_response"))?;
+        Ok(Self { call, start_response })
+    }
+
+    /// Whether the application let go of everything: the bound method is ours alone, and the object is ours and
+    /// the method's. A `write` that was kept holds the object.
+    fn is_unshared(&self) -> bool {
+        references(&self.start_response) == 1 && references(self.call.as_any()) == 2
+    }
+}
+
+/// Runs WSGI requests on one thread.
+struct WsgiRunner<'a, 'py> {
+    py: Python<'py>,
+    wsgi: &'a Wsgi,
+    application: Bound<'py, PyAny>,
+    templates: Vec<(*const Listener, Bound<'py, PyDict>)>,
+    names: Names,
+    methods: Methods<'py>,
+    callables: Callables<'py>,
+    no_input: Bound<'py, PyAny>,
+    file_wrapper: Bound<'py, PyType>,
+    /// The address of the last client: behind a proxy it is always the same.
+    remote: (Box<str>, Bound<'py, PyString>),
+    http10: Bound<'py, PyString>,
+    http11: Bound<'py, PyString>,
+}
+
+/// The usual methods, ready-made.
+struct Methods<'py>([(&'static [u8], Bound<'py, PyString>); 7]);
+
+impl<'py> Methods<'py> {
+    fn new(py: Python<'py>) -> Self {
+        Self([&b"GET"[..], b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"]
+            .map(|method| (method, intern_latin1(py, method))))
+    }
+
+    fn get(&self, py: Python<'py>, method: &[u8]) -> Bound<'py, PyString> {
+        self.0.iter().find(|(name, _)| *name == method).map_or_else(|| latin1(py, method), |(_, text)| text.clone())
+    }
+}
+
+impl<'a, 'py> WsgiRunner<'a, 'py> {
+    fn new(py: Python<'py>, wsgi: &'a Wsgi) -> PyResult<Self> {
+        Ok(Self {
+            py,
+            wsgi,
+            application: wsgi.application.bind(py).clone(),
+            templates: Vec::new(),
+            names: Names::new(),
+            methods: Methods::new(py),
+            callables: Callables::new(py)?,
+            no_input: Bound::new(py, Input::new(Body::Empty))?.into_any(),
+            file_wrapper: py.get_type::<FileWrapper>(),
+            remote: ("".into(), latin1(py, b"")),
+            http10: intern_latin1(py, b"HTTP/1.0"),
+            http11: intern_latin1(py, b"HTTP/1.1"),
+        })
+    }
+
+    fn template(&mut self, listener: &Listener) -> PyResult<Bound<'py, PyDict>> {
+        // Listeners live as long as the worker, so their address names them.
+        let at = std::ptr::from_ref(listener);
+        if let Some((_, template)) = self.templates.iter().find(|(of, _)| std::ptr::eq(*of, at)) {
+            return Ok(template.clone());
+        }
+        let template = self.wsgi.template(self.py, listener)?;
+        self.templates.push((at, template.clone()));
+        Ok(template)
+    }
+
+    /// The environ of a request. `length` is that of a chunked body which was read whole.
+    fn environ(
+        &mut self,
+        request: &Request,
+        input: &Bound<'py, PyAny>,
+        length: Option<usize>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let py = self.py;
+        let link = request.link();
+        let environ = self.template(link.listener())?.copy()?;
+        if !input.is(&self.no_input) {
+            environ.set_item(intern!(py, "wsgi.input"), input)?;
+        }
+        environ.set_item(intern!(py, "REQUEST_METHOD"), self.methods.get(py, request.method()))?;
+        let target = latin1(py, request.target());
+        let path = request.path();
+        let mount = match request.head().script_name {
+            Some(name) => name.of(&request.bytes),
+            None => &self.wsgi.script_name,
+        };
+        if mount.is_empty() && path == request.target() && !path.contains(&b'%') {
+            environ.set_item(intern!(py, "PATH_INFO"), &target)?;
+        } else {
+            let decoded = percent_decode(path);
+            let below = decoded.strip_prefix(mount).unwrap_or(&decoded);
+            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, below))?;
+            if !mount.is_empty() {
+                environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, mount))?;
+            }
+        }
+        if !request.query().is_empty() {
+            environ.set_item(intern!(py, "QUERY_STRING"), latin1(py, request.query()))?;
+        }
+        environ.set_item(intern!(py, "RAW_URI"), target)?;
+        let protocol = if request.version() == Version::Http11 { &self.http11 } else { &self.http10 };
+        environ.set_item(intern!(py, "SERVER_PROTOCOL"), protocol)?;
+        match link.peer() {
+            Peer::Inet { host, port, .. } => {
+                if self.remote.0 != *host {
+                    self.remote = (host.clone(), latin1(py, host.as_bytes()));
+                }
+                environ.set_item(intern!(py, "REMOTE_ADDR"), &self.remote.1)?;
+                environ.set_item(intern!(py, "REMOTE_PORT"), latin1(py, port.as_bytes()))?;
+            }
+            // gunicorn gives no port for a unix socket's peer.
+            Peer::Unix => environ.del_item(intern!(py, "REMOTE_PORT"))?,
+        }
+        if request.head().scheme_override == Some(Scheme::Https) {
+            environ.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "https"))?;
+        }
+        for (name, value) in request.fields() {
+            let key = self.names.key(py, name);
+            let value = latin1(py, value);
+            let present = set_default(&environ, &key, &value)?;
+            if !present.is(&value) {
+                join_values(&environ, &key, &present, &value)?;
+            }
+        }
+        if link.listener().unix.is_some() {
+            server_from_host(&environ, request)?;
+        }
+        // Without a length Django and others take a chunked body for none.
+        if let Some(length) = length {
+            environ.set_item(intern!(py, "CONTENT_LENGTH"), length.to_string())?;
+        }
+        Ok(environ)
+    }
+
+    /// Calls the application and sends its answer. The error is what the application raised, or what it did
+    /// wrong.
+    fn answer(
+        &mut self,
+        exchange: &mut Exchange,
+        input: &Bound<'py, PyAny>,
+        length: Option<usize>,
+    ) -> PyResult<()> {
+        let environ = self.environ(&exchange.request, input, length)?;
+        let call = self.callables.call.get();
+        call.reply.store(&raw mut exchange.reply, Ordering::Release);
+        let answered = call2(&self.application, environ.as_any(), &self.callables.start_response).and_then(|iterable| {
+            let sent = self.send(&iterable);
+            // close() is called once whatever happened, and what it raises does not hide an earlier error.
+            if let Err(error) = close(&iterable) {
+                error!("Error in close() of a response\n{}", traceback(self.py, &error));
+            }
+            sent
+        });
+        // From here on the reply is the runner's alone again.
+        call.reply.store(std::ptr::null_mut(), Ordering::Release);
+        answered
+    }
+
+    fn send(&self, iterable: &Bound<'py, PyAny>) -> PyResult<()> {
+        let py = self.py;
+        let call = self.callables.call.get();
+        if let Ok(list) = iterable.cast_exact::<PyList>() {
+            if list.len() == 1
+                && let Ok(item) = list.get_item(0)
+            {
+                return call.with(|reply| send_whole(py, reply, &item));
+            }
+            let pieces: Vec<Bound<'_, PyAny>> = list.iter().collect();
+            return call.with(|reply| send_all(py, reply, &pieces));
+        }
+        if let Ok(tuple) = iterable.cast_exact::<PyTuple>() {
+            let pieces: Vec<Bound<'_, PyAny>> = tuple.iter().collect();
+            return call.with(|reply| send_all(py, reply, &pieces));
+        }
+        if iterable.is_exact_instance(&self.file_wrapper)
+            && let Ok(wrapper) = iterable.cast::<FileWrapper>()
+            && let Some((file, offset, count)) = regular_file(wrapper.borrow().filelike.bind(py))
+            && count > 0
+        {
+            return call.with(|reply| {
+                if !reply.is_started() {
+                    return Err(never_started());
+                }
+                reply
+                    .send_file(file, offset, count)
+                    .map(drop)
+                    .map_err(|Gone| ClientGone::new_err("the client closed the connection"))
+            });
+        }
+        for piece in iterable.try_iter()? {
+            let piece = piece?;
+            let piece = piece.cast::<PyBytes>().map_err(|_| not_bytes(&piece))?;
+            call.with(|reply| send_piece(py, reply, piece, None, false))?;
+        }
+        call.with(|reply| if reply.is_started() { Ok(()) } else { Err(never_started()) })
+    }
+
+    /// What remains to be said to the client, and to the log, when the application failed.
+    fn fail(&self, exchange: &mut Exchange, input: &Bound<'py, PyAny>, error: &PyErr) {
+        let py = self.py;
+        if error.is_instance_of::<ClientGone>(py) {
+            debug!("{} left before its answer was complete", exchange.request.link().peer());
+            exchange.reply.fail(500, "");
+            return;
+        }
+        // The application could not read the body, and did not deal with it: the client is told why.
+        if let Some(failure) = input.cast::<Input>().ok().and_then(|input| input.get().failure()) {
+            warn!("Invalid request from {}: {failure}", exchange.request.link().peer());
+            exchange.reply.fail(failure.status(), &failure.to_string());
+            return;
+        }
+        let what = format!(
+            "Error handling request {} {}",
+            exchange.request.method().escape_ascii(),
+            exchange.request.target().escape_ascii()
+        );
+        error!("{what}\n{}", traceback(py, error));
+        exchange.reply.fail(500, "");
+    }
+}
+
+impl Runner for WsgiRunner<'_, '_> {
+    fn run(&mut self, exchange: &mut Exchange) {
+        let py = self.py;
+        let mut length = None;
+        let input = match std::mem::take(&mut exchange.request.body) {
+            Body::Empty => Ok(self.no_input.clone()),
+            body => {
+                if let Body::Whole(bytes) = &body
+                    && exchange.request.head().content_length.is_none()
+                {
+                    length = Some(bytes.len());
+                }
+                Bound::new(py, Input::new(body)).map(Bound::into_any)
+            }
+        };
+        match input {
+            Ok(input) => match self.answer(exchange, &input, length) {
+                Ok(()) => exchange.reply.finish(),
+                Err(error) => self.fail(exchange, &input, &error),
+            },
+            Err(error) => {
+                error!("cannot make wsgi.input\n{}", traceback(py, &error));
+                exchange.reply.fail(500, "");
+            }
+        }
+        if !self.callables.is_unshared()
+            && let Ok(fresh) = Callables::new(py)
+        {
+            self.callables = fresh;
+        }
+        bury(py);
+    }
+
+    fn park(&mut self, wait: &mut dyn FnMut()) {
+        detached(self.py, wait);
+    }
+
+    fn interrupted(&mut self) {
+        if let Err(error) = self.py.check_signals() {
+            error!("a signal handler of the application failed\n{}", traceback(self.py, &error));
+        }
+    }
+}
+
+/// Lets go of the bytes that the I/O thread has sent.
+fn bury(_py: Python<'_>) {
+    if DUG.load(Ordering::Relaxed) {
+        DUG.store(false, Ordering::Relaxed);
+        let graves = std::mem::take(&mut *GRAVES.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(graves);
+    }
+}
+
+/// A list of one piece, the usual answer: its length is the body's.
+fn send_whole(py: Python<'_>, reply: &mut Reply, item: &Bound<'_, PyAny>) -> PyResult<()> {
+    let bytes = item.cast::<PyBytes>().map_err(|_| not_bytes(item))?;
+    if !reply.is_started() {
+        return Err(never_started());
+    }
+    send_piece(py, reply, bytes, Some(bytes.as_bytes().len() as u64), false)
+}
+
+/// A list or tuple: all of it is there, so its length is known and small pieces leave together.
+fn send_all(py: Python<'_>, reply: &mut Reply, pieces: &[Bound<'_, PyAny>]) -> PyResult<()> {
+    if !reply.is_started() {
+        return Err(never_started());
+    }
+    let mut total = 0;
+    for piece in pieces {
+        total += piece.cast::<PyBytes>().map_err(|_| not_bytes(piece))?.as_bytes().len() as u64;
+    }
+    for (index, piece) in pieces.iter().enumerate() {
+        let bytes = piece.cast::<PyBytes>().map_err(|_| not_bytes(piece))?;
+        send_piece(py, reply, bytes, Some(total), index + 1 < pieces.len())?;
+    }
+    Ok(())
+}
+
+/// Calls `close()` of an iterable that has one.
+fn close(iterable: &Bound<'_, PyAny>) -> PyResult<()> {
+    // The usual answers have none; asking them costs a lookup each.
+    if iterable.is_exact_instance_of::<PyList>() || iterable.is_exact_instance_of::<PyTuple>() {
+        return Ok(());
+    }
+    match iterable.getattr_opt(intern!(iterable.py(), "close"))? {
+        Some(close) => close.call0().map(drop),
+        None => Ok(()),
+    }
+}
+
+/// A second field of the same name joins the first: cookies with `; ` (RFC 9113 section 8.2.3), others with
+/// a comma (RFC 9110 section 5.3).
+fn join_values(
+    environ: &Bound<'_, PyDict>,
+    key: &Bound<'_, PyString>,
+    first: &Bound<'_, PyAny>,
+    second: &Bound<'_, PyString>,
+) -> PyResult<()> {
+    let (Ok(first), Some(second)) = (first.cast::<PyString>(), latin1_bytes(second)) else { return Ok(()) };
+    let Some(first) = latin1_bytes(first) else { return Ok(()) };
+    let separator: &[u8] = if latin1_bytes(key) == Some(b"HTTP_COOKIE") { b"; " } else { b"," };
+    environ.set_item(key, latin1(environ.py(), &[first, separator, second].concat()))
+}
+
+/// On a unix socket the client's idea of the server is all there is (as in gunicorn).
+fn server_from_host(environ: &Bound<'_, PyDict>, request: &Request) -> PyResult<()> {
+    let Some((_, host)) = request.fields().find(|(name, _)| name.eq_ignore_ascii_case(b"host")) else { return Ok(()) };
+    let py = environ.py();
+    let default: &[u8] = if request.head().scheme_override == Some(Scheme::Https) { b"443" } else { b"80" };
+    let (name, port) = match memchr::memrchr(b':', host) {
+        Some(colon) if !host[colon..].contains(&b']') => (&host[..colon], &host[colon + 1..]),
+        _ => (host, default),
+    };
+    environ.set_item(intern!(py, "SERVER_NAME"), latin1(py, name))?;
+    environ.set_item(intern!(py, "SERVER_PORT"), latin1(py, port))
+}
+
+/// Decodes `%41`; what is not two hexadecimal digits stays as it is.
+fn percent_decode(path: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [first, after @ ..] = rest {
+        if let (b'%', [high, low, tail @ ..]) = (first, after)
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            out.push(high << 4 | low);
+            rest = tail;
+        } else {
+            out.push(*first);
+            rest = after;
+        }
+    }
+    out
+}
+
+/// The traceback of an exception, as Python prints it.
+pub(super) fn traceback(py: Python<'_>, error: &PyErr) -> String {
+    let formatted = py
+        .import(intern!(py, "traceback"))
+        .and_then(|module| module.call_method1(intern!(py, "format_exception"), (error.value(py),)))
+        .and_then(|lines| lines.extract::<Vec<String>>());
+    match formatted {
+        Ok(lines) => lines.concat().trim_end().to_owned(),
+        Err(_) => error.to_string(),
+    }
+}

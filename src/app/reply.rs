@@ -1,0 +1,363 @@
+//! The answer to one request, from the application's status line to the last byte in the socket.
+//!
+//! Used on a runner thread. Head and first piece leave in one `send(2)`; only what the socket has no
+//! room for is left to the I/O thread.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::Link;
+use super::link::{Held, Outcome, Rest};
+use crate::http::{Encoder, End, ResponseError, Version, error_page, imf_fixdate};
+use crate::limits::{COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, REST_COPY_BYTES_MAX};
+use crate::sys::clock;
+
+/// The client is gone: nothing more can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client closed the connection")
+    }
+}
+
+impl std::error::Error for Gone {}
+
+/// Why an application's answer cannot be sent as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyError {
+    /// The head was sent already.
+    HeadSent,
+    /// What the application gave does not belong in a response.
+    Invalid(ResponseError),
+}
+
+impl fmt::Display for ReplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HeadSent => f.write_str("the response head has been sent already"),
+            Self::Invalid(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ReplyError {}
+
+/// What came of sending a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The socket, or the connection's bound, had room.
+    Room,
+    /// The client reads slower than the application writes: call [`Reply::wait`], without the
+    /// interpreter, before the next piece.
+    Full,
+}
+
+/// An answer in the making.
+#[derive(Default)]
+pub struct Reply {
+    encoder: Encoder,
+    out: Vec<u8>,
+    link: Option<Arc<Link>>,
+    date: Date,
+    is_head: bool,
+    started: bool,
+    /// Rests were queued: later bytes must queue behind them.
+    behind: bool,
+    gone: bool,
+    end: Option<End>,
+    finished: bool,
+}
+
+impl Reply {
+    pub(super) fn begin(&mut self, link: Arc<Link>, version: Version, is_head: bool, keep_alive: bool) {
+        self.encoder.reset(version, is_head, keep_alive && !link.is_draining());
+        self.link = Some(link);
+        self.is_head = is_head;
+        self.started = false;
+        self.behind = false;
+        self.gone = false;
+        self.end = None;
+        self.finished = false;
+        self.out.clear();
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.link = None;
+        self.out.clear();
+        self.out.shrink_to(EXCHANGE_KEEP_BYTES);
+    }
+
+    #[expect(clippy::expect_used, reason = "a reply in hand has its link: `begin` sets it")]
+    fn link(&self) -> &Arc<Link> {
+        self.link.as_ref().expect("a reply in hand has a link")
+    }
+
+    /// Sets the status line and forgets headers given before (PEP 3333, `exc_info`).
+    ///
+    /// # Errors
+    /// When the head was sent, or `status` is not three digits and a reason.
+    pub fn start(&mut self, status: &[u8]) -> Result<(), ReplyError> {
+        if self.encoder.head_sent() {
+            return Err(ReplyError::HeadSent);
+        }
+        self.started = true;
+        self.encoder.start(status).map_err(ReplyError::Invalid)
+    }
+
+    /// Adds a header.
+    ///
+    /// # Errors
+    /// When it does not belong in a response (not a token, control characters, a bad Content-Length).
+    pub fn header(&mut self, name: &[u8], value: &[u8]) -> Result<(), ReplyError> {
+        self.encoder.header(name, value).map_err(ReplyError::Invalid)
+    }
+
+    /// Whether [`Reply::start`] was called.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// Whether the head has been written: nothing of it can change any more.
+    #[must_use]
+    pub fn head_sent(&self) -> bool {
+        self.encoder.head_sent()
+    }
+
+    /// Whether the reply was ended, by [`Reply::finish`] or [`Reply::fail`].
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The framing: status code, body bytes, length.
+    #[must_use]
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// Writes the head, if it is not written. `total` is the length of the whole body, when known.
+    pub fn send_head(&mut self, total: Option<u64>) {
+        if !self.encoder.head_sent() {
+            // Asked at the last moment: a worker that began to leave meanwhile says so.
+            if self.link().is_draining() {
+                self.encoder.force_close();
+            }
+            // Refused only without a status, of which `finish` and the application's side take care.
+            let _ = self.encoder.begin(&mut self.out, self.date.now(), total);
+        }
+    }
+
+    /// Sends one piece of the body, behind the head if that is still to go.
+    ///
+    /// `total` is the length of the whole body, when the caller knows it before the head is sent.
+    /// With `more`, small pieces are kept back to leave together with the next. `hold` is called when a
+    /// large rest must wait for the socket: it gives what keeps `piece` in memory.
+    ///
+    /// # Errors
+    /// [`Gone`] when the client left.
+    pub fn send(
+        &mut self,
+        piece: &[u8],
+        total: Option<u64>,
+        more: bool,
+        hold: impl FnOnce() -> Held,
+    ) -> Result<Sent, Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
+        self.send_head(total);
+        let framed = self.encoder.piece(piece.len(), &mut self.out);
+        let body = &piece[..framed.send];
+        if body.len() <= COALESCE_BYTES_MAX {
+            self.out.extend_from_slice(body);
+            self.out.extend_from_slice(framed.after);
+            // The last byte that Content-Length promised, or the caller's last piece.
+            if more && self.out.len() <= COALESCE_BYTES_MAX {
+                return Ok(Sent::Room);
+            }
+            return self.transmit(&[], b"", || unreachable_hold());
+        }
+        self.transmit(body, framed.after, hold)
+    }
+
+    /// Hands the I/O thread `count` bytes of `file` from `offset` on, as the body.
+    ///
+    /// # Errors
+    /// [`Gone`] when the client left.
+    pub fn send_file(&mut self, file: OwnedFd, offset: u64, count: u64) -> Result<Sent, Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
+        self.send_head(Some(count));
+        let length = usize::try_from(count).unwrap_or(usize::MAX);
+        let framed = self.encoder.piece(length, &mut self.out);
+        let head = Rest::Copied(std::mem::take(&mut self.out), 0);
+        let body = Rest::File(file, offset, framed.send as u64);
+        let after = Rest::Copied(framed.after.to_vec(), 0);
+        self.behind = true;
+        let rests = [Some(head), (framed.send > 0).then_some(body), (!framed.after.is_empty()).then_some(after)];
+        if self.link().queue(rests.into_iter().flatten()) {
+            Ok(Sent::Room)
+        } else {
+            self.gone = true;
+            Err(Gone)
+        }
+    }
+
+    /// Blocks until the client has read enough. Call it without the interpreter.
+    pub fn wait(&self) {
+        self.link().wait_for_room();
+    }
+
+    /// Ends the answer: sends what was kept back and the end of the body, and gives the connection back.
+    pub fn finish(&mut self) {
+        if self.finished {
+            return;
+        }
+        if !self.started {
+            self.fail(500, "");
+            return;
+        }
+        if !self.gone {
+            self.send_head(Some(0));
+            let end = self.encoder.finish(&mut self.out);
+            self.end = Some(end);
+            if !self.out.is_empty() {
+                // A client that left is the I/O thread's to deal with.
+                let _ = self.transmit(&[], b"", || unreachable_hold());
+            }
+        }
+        self.leave();
+    }
+
+    /// Ends the answer after a failure: with an error page when the head was not sent yet, else cut.
+    pub fn fail(&mut self, status: u16, message: &str) {
+        if self.finished {
+            return;
+        }
+        if self.encoder.head_sent() {
+            // What was kept back is still the application's answer up to the failure.
+            if !self.out.is_empty() && !self.gone {
+                let _ = self.transmit(&[], b"", || unreachable_hold());
+            }
+            self.end = Some(End::Cut);
+        } else {
+            self.out.clear();
+            error_page(status, message, self.is_head, self.date.now(), &mut self.out);
+            self.end = Some(End::Close);
+            if !self.gone {
+                let _ = self.transmit(&[], b"", || unreachable_hold());
+            }
+        }
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        self.finished = true;
+        let outcome = match self.end {
+            _ if self.gone => Outcome::Reset,
+            Some(End::Keep) => Outcome::Keep,
+            Some(End::Close) => Outcome::Close,
+            Some(End::Cut) if self.encoder.is_until_close() => Outcome::Reset,
+            Some(End::Cut) | None => Outcome::Close,
+        };
+        let link = self.link();
+        link.finish(outcome, self.behind && link.has_rest());
+    }
+
+    /// Sends `out`, `body` and `after` in this order; queues what the socket does not take.
+    fn transmit(
+        &mut self,
+        body: &[u8],
+        after: &'static [u8],
+        hold: impl FnOnce() -> Held,
+    ) -> Result<Sent, Gone> {
+        let link = self.link.as_ref().ok_or(Gone)?;
+        if self.behind && !link.has_rest() {
+            self.behind = false;
+        }
+        let total = self.out.len() + body.len() + after.len();
+        let mut sent = 0;
+        if !self.behind {
+            let parts = [IoSlice::new(&self.out), IoSlice::new(body), IoSlice::new(after)];
+            let used = if body.is_empty() && after.is_empty() { &parts[..1] } else { &parts[..] };
+            sent = loop {
+                match link.socket().send(used) {
+                    Ok(n) => break n,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => {
+                        self.gone = true;
+                        self.out.clear();
+                        return Err(Gone);
+                    }
+                }
+            };
+            if sent == total {
+                self.out.clear();
+                return Ok(Sent::Room);
+            }
+        }
+        // The rest, part by part.
+        let from_out = sent.min(self.out.len());
+        let from_body = sent.saturating_sub(self.out.len()).min(body.len());
+        let from_after = sent.saturating_sub(self.out.len() + body.len());
+        let first = (from_out < self.out.len()).then(|| Rest::Copied(self.out[from_out..].to_vec(), 0));
+        let unsent = body.len() - from_body;
+        let second = if unsent == 0 {
+            None
+        } else if unsent <= REST_COPY_BYTES_MAX {
+            Some(Rest::Copied(body[from_body..].to_vec(), 0))
+        } else {
+            Some(Rest::Held(hold(), from_body, body.len()))
+        };
+        let third = (from_after < after.len()).then(|| Rest::Copied(after[from_after..].to_vec(), 0));
+        self.out.clear();
+        self.behind = true;
+        if !link.queue([first, second, third].into_iter().flatten()) {
+            self.gone = true;
+            return Err(Gone);
+        }
+        Ok(if link.is_full() { Sent::Full } else { Sent::Room })
+    }
+}
+
+/// Stands for the owner of a piece that is empty, and so is never asked for.
+fn unreachable_hold() -> Held {
+    Box::new([0_u8; 0])
+}
+
+/// The complete answer to a request that was refused before any application saw it.
+#[must_use]
+pub fn refusal(status: u16, message: &str, is_head: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    error_page(status, message, is_head, Date::default().now(), &mut out);
+    out
+}
+
+/// The Date of responses, formatted once a second.
+struct Date {
+    second: u64,
+    text: [u8; 29],
+}
+
+impl Default for Date {
+    fn default() -> Self {
+        Self { second: 0, text: imf_fixdate(0) }
+    }
+}
+
+impl Date {
+    fn now(&mut self) -> &[u8; 29] {
+        let second = clock::unix_seconds();
+        if second != self.second {
+            *self = Self { second, text: imf_fixdate(second) };
+        }
+        &self.text
+    }
+}

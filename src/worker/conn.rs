@@ -1,0 +1,73 @@
+//! What the I/O thread keeps of one connection.
+
+use std::sync::Arc;
+
+use crate::app::{Exchange, Link};
+use crate::http::BodyDecoder;
+
+/// Where a connection stands between one request and the next.
+pub(super) enum Phase {
+    /// Between requests, or inside a head. An end of stream without a byte of a head is a clean close.
+    Head,
+    /// The head is complete; the body is read before a runner is taken.
+    Body(Box<Gathering>),
+    /// A runner has the request, or it waits for one. With a decoder, its body still arrives.
+    InHand(Option<Box<BodyDecoder>>),
+    /// The answer is complete, the request's body is not: its rest is read and dropped.
+    Drain(Box<BodyDecoder>, u64),
+    /// We have sent our last byte. What still comes is dropped until the client closes too: closing
+    /// earlier would send a reset that may destroy the answer on its way (RFC 9112 section 9.6).
+    Linger(u64),
+}
+
+/// A request whose body is being read.
+pub(super) struct Gathering {
+    pub(super) exchange: Box<Exchange>,
+    pub(super) decoder: BodyDecoder,
+    pub(super) body: Vec<u8>,
+}
+
+/// One connection. About 100 bytes beside its [`Link`] while it is idle.
+pub(super) struct Conn {
+    pub(super) link: Arc<Link>,
+    pub(super) phase: Phase,
+    /// Bytes received and not yet understood: an incomplete head, or requests behind the one in hand.
+    pub(super) input: Vec<u8>,
+    /// How far the end of the head was searched in `input`.
+    pub(super) scanned: usize,
+    /// Receiving is paused because enough bytes wait.
+    pub(super) paused: bool,
+    /// The peer has sent its last byte.
+    pub(super) ended: bool,
+    /// The framing of what follows is lost: this answer is the last.
+    pub(super) broken: bool,
+    /// Rests of the answer wait for room in the socket.
+    pub(super) writing: bool,
+    /// A head has begun to arrive.
+    pub(super) in_head: bool,
+    /// Whether the peer may speak for others (`forwarded_allow_ips`).
+    pub(super) trusted: bool,
+    /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
+    pub(super) deadline_ms: u64,
+    /// When the wheel's earliest entry for this connection fires; `u64::MAX` without one.
+    pub(super) wheel_ms: u64,
+}
+
+impl Conn {
+    pub(super) fn new(link: Arc<Link>, trusted: bool) -> Self {
+        Self {
+            link,
+            phase: Phase::Head,
+            input: Vec::new(),
+            scanned: 0,
+            paused: false,
+            ended: false,
+            broken: false,
+            writing: false,
+            in_head: false,
+            trusted,
+            deadline_ms: u64::MAX,
+            wheel_ms: u64::MAX,
+        }
+    }
+}

@@ -1,0 +1,727 @@
+//! The I/O thread: accept, receive, parse, time out, and send what the runners could not.
+//!
+//! One turn collects what happened on all connections, moves each of them one step, and hands the
+//! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
+//! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::conn::{Conn, Gathering, Phase};
+use super::pool::{Pool, Watch};
+use super::table::Table;
+use super::{Door, Rules, Stop};
+use crate::app::{Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal};
+use crate::http::{BodyDecoder, Framing, Refusal};
+use crate::limits::{
+    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX, LINGER_MS,
+    PIPELINE_BYTES_MAX,
+};
+use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
+
+/// What the I/O thread shows of itself to the master.
+pub(super) trait Pulse {
+    /// The I/O thread is alive at this time (monotonic milliseconds).
+    fn beat(&self, now_ms: u64);
+}
+
+impl Pulse for AtomicU64 {
+    fn beat(&self, now_ms: u64) {
+        self.store(now_ms, Ordering::Relaxed);
+    }
+}
+
+/// The state of one worker's I/O thread.
+pub(super) struct Io {
+    driver: Box<dyn Driver>,
+    now_ms: u64,
+    conns: Table<Conn>,
+    wheel: Wheel,
+    doors: Vec<Door>,
+    /// Accepting is off until there is room (`worker_connections`).
+    crowded: bool,
+    /// When to try again to accept, after the process ran out of descriptors.
+    accept_again_ms: Option<u64>,
+    rules: Arc<Rules>,
+    pool: Arc<Pool>,
+    app: Arc<dyn Application>,
+    port: Arc<Port>,
+    blank: Option<Box<Exchange>>,
+    batch: Vec<Box<Exchange>>,
+    /// Decoded bytes of bodies that nobody wants.
+    waste: Vec<u8>,
+    draining: Option<u64>,
+}
+
+impl Io {
+    pub(super) fn new(
+        driver: Box<dyn Driver>,
+        doors: Vec<Door>,
+        rules: Arc<Rules>,
+        pool: Arc<Pool>,
+        app: Arc<dyn Application>,
+        port: Arc<Port>,
+    ) -> Self {
+        let now_ms = driver.now_ms();
+        Self {
+            driver,
+            now_ms,
+            conns: Table::new(),
+            wheel: Wheel::new(now_ms),
+            doors,
+            crowded: false,
+            accept_again_ms: None,
+            rules,
+            pool,
+            app,
+            port,
+            blank: None,
+            batch: Vec::new(),
+            waste: Vec::new(),
+            draining: None,
+        }
+    }
+
+    /// Arms accepting on every listener.
+    pub(super) fn open(&mut self) {
+        for index in 0..self.doors.len() {
+            let door = &self.doors[index];
+            if let Err(error) = self.driver.accept(index, door.fd(), door.accepting) {
+                self.accept_failed(index, &error);
+            }
+        }
+    }
+
+    /// Runs until `stop` says so and the connections are done.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Pulse) -> io::Result<()> {
+        let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
+        let mut watch = Watch::default();
+        let mut waiting = 0;
+        loop {
+            let timeout = self.timeout(waiting > 0);
+            self.driver.turn(Some(timeout), &mut events)?;
+            self.now_ms = self.driver.now_ms();
+            pulse.beat(self.now_ms);
+
+            // Reports first: a connection that became idle can take the bytes that came in this turn.
+            self.port.collect(&mut reports);
+            for token in reports.drain(..) {
+                self.look(token);
+            }
+            for event in events.drain(..) {
+                self.on_event(event);
+            }
+            self.wheel.expired(self.now_ms, &mut expired);
+            for token in expired.drain(..) {
+                self.on_expired(token);
+            }
+            if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
+                self.accept_again_ms = None;
+                self.open();
+            }
+            if self.batch.is_empty() {
+                if waiting > 0 {
+                    waiting = self.pool.waiting();
+                }
+            } else {
+                waiting = self.pool.submit(&mut self.batch);
+            }
+            if waiting > 0 {
+                self.pool.supervise(&mut watch, &self.app);
+            }
+            match stop() {
+                Some(Stop::Quick) => break,
+                Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
+                _ => {}
+            }
+            if let Some(deadline) = self.draining
+                && (self.conns.len() == 0 || self.now_ms >= deadline)
+            {
+                break;
+            }
+        }
+        for token in self.conns.tokens() {
+            self.close(token);
+        }
+        Ok(())
+    }
+
+    fn timeout(&self, requests_wait: bool) -> Duration {
+        let mut ms = HEARTBEAT_MS;
+        if requests_wait {
+            ms = BATCH_CHECK_MS;
+        }
+        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
+            ms = ms.min(at.saturating_sub(self.now_ms));
+        }
+        Duration::from_millis(ms)
+    }
+
+    // ---- accepting ---------------------------------------------------------------------------
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Received { token, bytes } => self.on_received(token, &bytes),
+            Event::Accepted { listener, socket } => self.on_accepted(listener, socket),
+            Event::Ended { token } => self.on_ended(token),
+            Event::Failed { token, error } => {
+                debug!(%error, "connection failed");
+                self.close(token);
+            }
+            Event::Writable { token } => self.flush(token),
+            Event::AcceptFailed { listener, error } => self.accept_failed(listener, &error),
+            Event::Woken => {}
+        }
+    }
+
+    fn on_accepted(&mut self, listener: usize, socket: Socket) {
+        let listener = Arc::clone(&self.doors[listener].listener);
+        let peer = if listener.unix.is_some() {
+            Peer::Unix
+        } else {
+            match socket.peer_addr() {
+                Ok(Some(addr)) => Peer::from(addr),
+                Ok(None) => Peer::Unix,
+                // It left already.
+                Err(_) => return,
+            }
+        };
+        let trusted = self.rules.trusts(&peer);
+        let port = Arc::clone(&self.port);
+        let token = self
+            .conns
+            .insert(|token| Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted));
+        self.set_deadline(token, self.rules.first_byte_ms);
+        self.receive(token);
+        if self.conns.len() >= self.rules.connections_max && !self.crowded {
+            // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
+            self.crowded = true;
+            for index in 0..self.doors.len() {
+                self.driver.stop_accept(index);
+            }
+        }
+    }
+
+    fn accept_failed(&mut self, listener: usize, error: &io::Error) {
+        // Out of descriptors or memory: at once again would spin; a while later some may be free.
+        if self.accept_again_ms.is_none() {
+            warn!(%error, "cannot accept on {}; trying again in {ACCEPT_RETRY_MS} ms", self.doors[listener].listener.name);
+        }
+        self.accept_again_ms = Some(self.now_ms + ACCEPT_RETRY_MS);
+    }
+
+    // ---- receiving ---------------------------------------------------------------------------
+
+    fn receive(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.paused = false;
+        if conn.ended {
+            return;
+        }
+        if let Err(error) = self.driver.receive(token, conn.link.socket()) {
+            debug!(%error, "cannot receive");
+            self.close(token);
+        }
+    }
+
+    fn pause(&mut self, token: Token) {
+        if let Some(conn) = self.conns.get(token)
+            && !conn.paused
+            && !conn.ended
+        {
+            conn.paused = true;
+            self.driver.pause(token, conn.link.socket());
+        }
+    }
+
+    fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if let Phase::InHand(None) = conn.phase
+            && conn.link.standing() == Standing::Idle
+        {
+            conn.phase = Phase::Head;
+        }
+        if conn.input.is_empty() {
+            let used = self.consume(token, bytes);
+            if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty())
+                && let Some(conn) = self.conns.get(token)
+            {
+                conn.input.extend_from_slice(rest);
+            }
+        } else {
+            conn.input.extend_from_slice(bytes);
+            self.consume_input(token);
+        }
+        self.settle(token);
+    }
+
+    /// Understands what waits in the connection's input.
+    fn consume_input(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let mut input = std::mem::take(&mut conn.input);
+        let used = self.consume(token, &input);
+        if let Some(conn) = self.conns.get(token)
+            && used < input.len()
+        {
+            input.drain(..used);
+            conn.input = input;
+        }
+    }
+
+    /// After bytes were taken in: asks to be told of the answer's end when something waits behind it, bytes
+    /// or the end of the client's stream.
+    fn settle(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let Phase::InHand(stream) = &conn.phase else { return };
+        if stream.is_some() || (conn.input.is_empty() && !conn.ended) {
+            return;
+        }
+        let full = conn.input.len() > PIPELINE_BYTES_MAX;
+        if conn.link.want_attention() != Standing::Busy {
+            self.look(token);
+        } else if full {
+            self.pause(token);
+        }
+    }
+
+    /// Moves the connection on by `data`; returns how many bytes of it were used. What is left belongs
+    /// to a head that is incomplete or to requests behind the one in hand.
+    fn consume(&mut self, token: Token, data: &[u8]) -> usize {
+        let mut used = 0;
+        loop {
+            let Some(conn) = self.conns.get(token) else { return data.len() };
+            let rest = &data[used..];
+            if rest.is_empty() {
+                return used;
+            }
+            match &mut conn.phase {
+                Phase::Head => {
+                    let mut exchange = self.blank.take().unwrap_or_else(|| self.pool.blank());
+                    let parsed =
+                        exchange.request.head.parse(rest, &mut conn.scanned, &self.rules.policy, conn.trusted);
+                    match parsed {
+                        Ok(Some(length)) => {
+                            conn.scanned = 0;
+                            conn.in_head = false;
+                            // Copied once: the bytes go with the request, and the receive buffer is free
+                            // again at the end of this turn whatever the runners do.
+                            exchange.request.bytes.extend_from_slice(&rest[..length]);
+                            used += length;
+                            self.on_head(token, exchange, data.len() > used);
+                        }
+                        Ok(None) => {
+                            let begins = !conn.in_head;
+                            conn.in_head = true;
+                            self.blank = Some(exchange);
+                            if begins {
+                                self.set_deadline(token, self.rules.header_ms);
+                            }
+                            return used;
+                        }
+                        Err(refused) => {
+                            self.blank = Some(exchange);
+                            self.refuse(token, &refused);
+                            return data.len();
+                        }
+                    }
+                }
+                Phase::Body(gathering) => {
+                    match gathering.decoder.decode(rest, &mut gathering.body) {
+                        Ok(count) => used += count,
+                        Err(refused) => {
+                            self.refuse(token, &refused);
+                            return data.len();
+                        }
+                    }
+                    self.on_gathered(token);
+                }
+                Phase::InHand(None) => return used,
+                Phase::InHand(Some(_)) => used += self.feed(token, rest),
+                Phase::Drain(decoder, left) => {
+                    self.waste.clear();
+                    let result = decoder.decode(rest, &mut self.waste);
+                    let complete = decoder.is_complete();
+                    *left = left.saturating_sub(self.waste.len() as u64);
+                    let spent = *left == 0;
+                    match result {
+                        Ok(count) if complete => {
+                            used += count;
+                            conn.phase = Phase::Head;
+                        }
+                        Ok(count) if !spent => {
+                            used += count;
+                            self.set_deadline(token, self.rules.body_ms);
+                        }
+                        _ => {
+                            self.linger(token);
+                            return data.len();
+                        }
+                    }
+                }
+                Phase::Linger(dropped) => {
+                    *dropped += rest.len() as u64;
+                    if *dropped > LINGER_BYTES_MAX {
+                        self.close(token);
+                    }
+                    return data.len();
+                }
+            }
+        }
+    }
+
+    /// A head is complete: hands the request over, or begins to read its body.
+    fn on_head(&mut self, token: Token, mut exchange: Box<Exchange>, more: bool) {
+        let head = &exchange.request.head;
+        let framing = head.framing;
+        let expects = head.expect_continue;
+        if framing == Framing::None {
+            self.hand_over(token, exchange, None);
+            return;
+        }
+        let decoder = BodyDecoder::new(framing, &self.rules.policy);
+        let streamed = matches!(framing, Framing::Length(length) if length > self.rules.body_buffer_bytes as u64);
+        let Some(conn) = self.conns.get(token) else { return };
+        if expects && !more {
+            if streamed {
+                // A large upload that the application may not want: it decides, by reading or not.
+                conn.link.expect_body(true);
+                exchange.request.body = Body::Stream(BodyStream::new(Arc::clone(&conn.link)));
+                self.hand_over(token, exchange, Some(decoder));
+                return;
+            }
+            // A short or failed send means that the client is gone, which the receive side reports.
+            let _ = conn.link.socket().send(&[IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")]);
+        }
+        conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
+        self.set_deadline(token, self.rules.body_ms);
+    }
+
+    /// More of a body was read: complete, it goes to a runner with its request; too large to hold, the
+    /// runner reads the rest as it comes.
+    fn on_gathered(&mut self, token: Token) {
+        let bound = self.rules.body_buffer_bytes;
+        let Some(conn) = self.conns.get(token) else { return };
+        let Phase::Body(gathering) = &conn.phase else { return };
+        let complete = gathering.decoder.is_complete();
+        if !complete && gathering.body.len() < bound {
+            self.set_deadline(token, self.rules.body_ms);
+            return;
+        }
+        let Phase::Body(gathering) = std::mem::replace(&mut conn.phase, Phase::Head) else { return };
+        let Gathering { mut exchange, decoder, mut body } = *gathering;
+        if complete {
+            exchange.request.body = if body.is_empty() { Body::Empty } else { Body::Whole(body) };
+            self.hand_over(token, exchange, None);
+        } else {
+            conn.link.expect_body(false);
+            conn.link.feed_body(|waiting| waiting.append(&mut body));
+            exchange.request.body = Body::Stream(BodyStream::new(Arc::clone(&conn.link)));
+            self.hand_over(token, exchange, Some(decoder));
+            self.hold_body(token);
+        }
+    }
+
+    fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
+        let Some(conn) = self.conns.get(token) else { return };
+        exchange.begin(Arc::clone(&conn.link));
+        conn.link.hand_over();
+        if stream.is_some() {
+            // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
+            let _ = conn.link.want_attention();
+        }
+        conn.phase = Phase::InHand(stream.map(Box::new));
+        self.batch.push(exchange);
+        // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
+        let next = if matches!(self.conns.get(token), Some(conn) if matches!(conn.phase, Phase::InHand(Some(_)))) {
+            self.rules.body_ms
+        } else {
+            self.rules.keepalive_ms
+        };
+        self.set_deadline(token, next);
+    }
+
+    /// Decodes body bytes into what the application reads. Returns how many were used.
+    fn feed(&mut self, token: Token, data: &[u8]) -> usize {
+        let Some(conn) = self.conns.get(token) else { return data.len() };
+        if conn.link.standing() != Standing::Busy {
+            // Answered without reading it all.
+            self.look(token);
+            return 0;
+        }
+        let Phase::InHand(Some(decoder)) = &mut conn.phase else { return 0 };
+        let (result, _) = conn.link.feed_body(|waiting| decoder.decode(data, waiting));
+        let complete = decoder.is_complete();
+        match result {
+            Ok(used) if complete => {
+                conn.link.end_body(Ok(()));
+                conn.phase = Phase::InHand(None);
+                used
+            }
+            Ok(used) => {
+                self.set_deadline(token, self.rules.body_ms);
+                self.hold_body(token);
+                used
+            }
+            Err(refused) => {
+                let error = if refused.status == 413 { BodyError::TooLarge } else { BodyError::Malformed };
+                self.break_body(token, error);
+                data.len()
+            }
+        }
+    }
+
+    /// Stops receiving while enough of a streamed body waits for the application.
+    fn hold_body(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if conn.link.pause_body(self.rules.body_buffer_bytes) {
+            self.pause(token);
+            // Now the application is slow, not the client.
+            self.set_deadline(token, u64::MAX);
+        }
+    }
+
+    /// The body cannot be completed: the application learns of it when it reads on, and this answer is the
+    /// last on the connection.
+    fn break_body(&mut self, token: Token, error: BodyError) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.link.end_body(Err(error));
+        conn.phase = Phase::InHand(None);
+        conn.broken = true;
+        conn.input = Vec::new();
+        self.set_deadline(token, u64::MAX);
+    }
+
+    fn on_ended(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.ended = true;
+        match &conn.phase {
+            Phase::Body(_) => {
+                self.refuse(token, &Refusal { status: 400, detail: BodyError::Truncated.to_string().into() });
+            }
+            Phase::InHand(Some(_)) => self.break_body(token, BodyError::Truncated),
+            // Half closed: the answer, and those to requests already received, still go out.
+            Phase::InHand(None) if conn.link.want_attention() == Standing::Busy => {}
+            Phase::InHand(None) => self.look(token),
+            Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
+        }
+    }
+
+    // ---- answering ---------------------------------------------------------------------------
+
+    /// Something about the answer in hand changed: it is complete, left a rest, or its body was read.
+    fn look(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if !matches!(conn.phase, Phase::InHand(_)) {
+            return;
+        }
+        let standing = conn.link.standing();
+        if conn.link.has_rest() {
+            if !conn.writing {
+                conn.writing = true;
+                self.set_deadline(token, self.rules.response_ms);
+                self.flush(token);
+            }
+            return;
+        }
+        match standing {
+            Standing::Busy => {
+                if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
+                    self.receive(token);
+                    self.set_deadline(token, self.rules.body_ms);
+                }
+            }
+            Standing::Idle => self.next_request(token),
+            Standing::Finished(Outcome::Keep) => {
+                conn.link.reopen();
+                self.next_request(token);
+            }
+            Standing::Finished(Outcome::Close) => self.linger(token),
+            Standing::Finished(Outcome::Reset) => {
+                conn.link.socket().abort();
+                self.close(token);
+            }
+        }
+    }
+
+    /// The answer is complete and the connection goes on.
+    fn next_request(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let Phase::InHand(stream) = std::mem::replace(&mut conn.phase, Phase::Head) else { return };
+        conn.link.discard_body();
+        if let Some(decoder) = stream {
+            if decoder.left().is_some_and(|left| left > DRAIN_BYTES_MAX) {
+                self.linger(token);
+                return;
+            }
+            conn.phase = Phase::Drain(decoder, DRAIN_BYTES_MAX);
+            self.set_deadline(token, self.rules.body_ms);
+        } else if conn.broken {
+            self.linger(token);
+            return;
+        } else {
+            self.set_deadline(token, self.rules.keepalive_ms);
+        }
+        self.consume_input(token);
+        let Some(conn) = self.conns.get(token) else { return };
+        match conn.phase {
+            Phase::Head | Phase::Drain(..) if conn.ended => self.close(token),
+            Phase::Head | Phase::Drain(..) if conn.paused => self.receive(token),
+            _ => self.settle(token),
+        }
+    }
+
+    fn flush(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        match conn.link.flush() {
+            Flushed::All => {
+                conn.writing = false;
+                self.set_deadline(token, u64::MAX);
+                self.look(token);
+            }
+            Flushed::Full { progress } => {
+                if let Err(error) = self.driver.writable(token, conn.link.socket()) {
+                    debug!(%error, "cannot wait for room to send");
+                    self.close(token);
+                } else if progress {
+                    self.set_deadline(token, self.rules.response_ms);
+                }
+            }
+            Flushed::Gone => {
+                conn.link.socket().abort();
+                self.close(token);
+            }
+        }
+    }
+
+    /// Answers a request that no application sees, and ends the connection.
+    fn refuse(&mut self, token: Token, refused: &Refusal) {
+        let Some(conn) = self.conns.get(token) else { return };
+        warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
+        let page = refusal(refused.status, &refused.detail, false);
+        // It fits an empty send buffer; a client that does not read its answers gets none.
+        let _ = conn.link.socket().send(&[IoSlice::new(&page)]);
+        self.linger(token);
+    }
+
+    /// Sends the end of our stream and waits, bounded, for the client's.
+    fn linger(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        // It fails when the client is gone, which the receive side reports.
+        let _ = conn.link.socket().shutdown_write();
+        conn.phase = Phase::Linger(0);
+        conn.input = Vec::new();
+        if conn.ended {
+            self.close(token);
+            return;
+        }
+        if conn.paused {
+            self.receive(token);
+        }
+        self.set_deadline(token, LINGER_MS);
+    }
+
+    fn close(&mut self, token: Token) {
+        let Some(conn) = self.conns.remove(token) else { return };
+        self.driver.release(token, conn.link.socket());
+        // A runner that waits for this client is let go; the descriptor closes with the last reference.
+        conn.link.lose();
+        if self.crowded && self.conns.len() < self.rules.connections_max && self.draining.is_none() {
+            self.crowded = false;
+            self.open();
+        }
+    }
+
+    // ---- time --------------------------------------------------------------------------------
+
+    /// Acts on the connection in `after_ms` unless a later deadline is set before. `u64::MAX`: never.
+    fn set_deadline(&mut self, token: Token, after_ms: u64) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.deadline_ms = self.now_ms.saturating_add(after_ms);
+        // An earlier entry fires first and is set anew then: moving a deadline costs nothing.
+        if conn.deadline_ms < conn.wheel_ms {
+            conn.wheel_ms = conn.deadline_ms;
+            self.wheel.schedule(token, conn.deadline_ms);
+        }
+    }
+
+    fn on_expired(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if conn.wheel_ms > self.now_ms {
+            // An entry that a nearer one has overtaken.
+            return;
+        }
+        conn.wheel_ms = u64::MAX;
+        if conn.deadline_ms > self.now_ms {
+            let left = conn.deadline_ms.saturating_sub(self.now_ms);
+            if conn.deadline_ms != u64::MAX {
+                self.set_deadline(token, left);
+            }
+            return;
+        }
+        match &conn.phase {
+            Phase::Head if conn.in_head => {
+                self.refuse(token, &Refusal { status: 408, detail: "the request head did not arrive in time".into() });
+            }
+            Phase::Body(_) => {
+                self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });
+            }
+            Phase::InHand(_) if conn.writing => {
+                debug!("{} stopped reading its answer", conn.link.peer());
+                conn.link.socket().abort();
+                self.close(token);
+            }
+            Phase::InHand(Some(_)) => self.break_body(token, BodyError::TimedOut),
+            Phase::InHand(None) => {
+                if conn.link.standing() == Standing::Idle {
+                    let idle_ms = self.now_ms.saturating_sub(conn.link.idle_since_ms());
+                    if idle_ms >= self.rules.keepalive_ms {
+                        self.close(token);
+                    } else {
+                        self.set_deadline(token, self.rules.keepalive_ms - idle_ms);
+                    }
+                } else {
+                    self.set_deadline(token, self.rules.keepalive_ms);
+                }
+            }
+            Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
+        }
+    }
+
+    // ---- leaving -----------------------------------------------------------------------------
+
+    /// Stops taking connections; answers what was accepted, and ends each connection after its answer.
+    fn drain(&mut self) {
+        self.port.drain();
+        self.draining = Some(self.now_ms + self.rules.graceful_ms);
+        self.accept_again_ms = None;
+        for index in 0..self.doors.len() {
+            self.driver.stop_accept(index);
+        }
+        // What the kernel had queued for this worker alone is still ours to serve.
+        for index in 0..self.doors.len() {
+            while let Some(socket) = self.doors[index].accept_queued() {
+                self.on_accepted(index, socket);
+            }
+        }
+        for token in self.conns.tokens() {
+            let Some(conn) = self.conns.get(token) else { continue };
+            let idle = match conn.phase {
+                Phase::Head => !conn.in_head,
+                Phase::InHand(None) => conn.link.standing() == Standing::Idle,
+                _ => false,
+            };
+            if idle {
+                conn.phase = Phase::Head;
+                // A request may be on its way: it is answered, with the close announced.
+                self.set_deadline(token, DRAIN_IDLE_MS);
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Runner threads: who answers the requests that the I/O thread has read.
+//!
+//! One queue, one lock. A runner takes one request at a time, and stays attached to the interpreter
+//! from one to the next. How many runners are awake is managed as the kernel manages the workers of
+//! its work queues: one while requests are quick, because threads that share an interpreter lock and a
+//! core only fight; another each time all of those awake turn out to be blocked (their CPU clocks stand
+//! still) while requests wait. A runner that finds, after a quick request, that others are awake too
+//! parks again.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error};
+
+use crate::app::{Application, Exchange, Runner};
+use crate::limits::SPARE_EXCHANGES_MAX;
+use crate::sys::clock;
+use crate::sys::futex::{Parker, Wakeup};
+use crate::sys::signal;
+use crate::sys::thread_clock::ThreadClock;
+
+/// A request that took longer than this on the wall, and less than half of it on the CPU, has blocked.
+const BLOCKING_NS: u64 = 1_000_000;
+/// A runner that computes for longer than this gets company, so that short requests pass it.
+const COMPANY_NS: u64 = 30_000_000;
+
+/// One runner thread, as the others see it.
+struct Seat {
+    parker: Parker,
+    clock: Mutex<Option<ThreadClock>>,
+    /// When the request in hand was taken (monotonic nanoseconds); 0 between requests.
+    since_ns: AtomicU64,
+}
+
+struct Queue {
+    ready: VecDeque<Box<Exchange>>,
+    spare: Vec<Box<Exchange>>,
+    /// Indices of parked runners; the last one parked is woken first, because its memory is warm.
+    parked: Vec<usize>,
+    awake: usize,
+    seats: Vec<Arc<Seat>>,
+    /// Requests taken from the queue since the start.
+    taken: u64,
+    closing: bool,
+    /// Runner threads that have not left yet, the main thread included.
+    alive: usize,
+}
+
+/// The runners of one worker.
+pub struct Pool {
+    queue: Mutex<Queue>,
+    threads_max: usize,
+    left: std::sync::Condvar,
+}
+
+/// The I/O thread's notes for [`Pool::supervise`].
+#[derive(Default)]
+pub struct Watch {
+    taken: u64,
+    since: Option<Instant>,
+    cpu_ns: u64,
+    busy: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool of at most `threads_max` runners (at least one).
+    #[must_use]
+    pub fn new(threads_max: usize) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                ready: VecDeque::new(),
+                spare: Vec::new(),
+                parked: Vec::new(),
+                awake: 0,
+                seats: Vec::new(),
+                taken: 0,
+                closing: false,
+                alive: 0,
+            }),
+            threads_max: threads_max.max(1),
+            left: std::sync::Condvar::new(),
+        }
+    }
+
+    /// An empty exchange to parse the next request into.
+    #[must_use]
+    pub fn blank(&self) -> Box<Exchange> {
+        lock(&self.queue).spare.pop().unwrap_or_default()
+    }
+
+    /// Queues a turn's requests, and wakes a runner when none is awake. Returns how many now wait.
+    pub fn submit(&self, batch: &mut Vec<Box<Exchange>>) -> usize {
+        if batch.is_empty() {
+            return 0;
+        }
+        let mut queue = lock(&self.queue);
+        queue.ready.extend(batch.drain(..));
+        let waiting = queue.ready.len();
+        let woken = if queue.awake == 0 { queue.wake() } else { None };
+        drop(queue);
+        if let Some(seat) = woken {
+            seat.parker.unpark();
+        }
+        waiting
+    }
+
+    /// Requests that wait for a runner.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        lock(&self.queue).ready.len()
+    }
+
+    /// Called about every millisecond while requests wait: gives blocked runners company.
+    ///
+    /// The clocks of all runners awake are read (a system call each). Together they stood still, or
+    /// nearly, since the last look: everybody is blocked. They ran: one interpreter lock lets one run at a
+    /// time, so another thread would add nothing - until one request has computed for [`COMPANY_NS`].
+    pub fn supervise(self: &Arc<Self>, watch: &mut Watch, app: &Arc<dyn Application>) {
+        let now = Instant::now();
+        let mut queue = lock(&self.queue);
+        if queue.ready.is_empty() || queue.closing {
+            *watch = Watch { taken: queue.taken, ..Watch::default() };
+            return;
+        }
+        let cpu_ns: u64 = queue.seats.iter().filter_map(|seat| lock(&seat.clock).and_then(ThreadClock::nanoseconds)).sum();
+        let Some(since) = watch.since.filter(|_| watch.taken == queue.taken) else {
+            // The queue moved: start to measure anew.
+            *watch = Watch { taken: queue.taken, since: Some(now), cpu_ns, busy: None };
+            return;
+        };
+        let wall_ns = u64::try_from(now.duration_since(since).as_nanos()).unwrap_or(u64::MAX);
+        if wall_ns < BLOCKING_NS / 2 {
+            return;
+        }
+        let ran_ns = cpu_ns.saturating_sub(watch.cpu_ns);
+        let busy_since = *watch.busy.get_or_insert(since);
+        watch.since = Some(now);
+        watch.cpu_ns = cpu_ns;
+        let blocked = ran_ns < wall_ns / 2;
+        if !blocked && now.duration_since(busy_since) < Duration::from_nanos(COMPANY_NS) {
+            return;
+        }
+        watch.busy = None;
+        if let Some(seat) = queue.wake() {
+            drop(queue);
+            seat.parker.unpark();
+        } else if queue.seats.len() < self.threads_max {
+            drop(queue);
+            self.spawn(app);
+        }
+    }
+
+    /// Starts one more runner thread; it begins awake.
+    fn spawn(self: &Arc<Self>, app: &Arc<dyn Application>) {
+        let seat = self.sit();
+        let (pool, app) = (Arc::clone(self), Arc::clone(app));
+        let spawned = thread::Builder::new().name("ringhorn-run".into()).spawn(move || {
+            // Signals are the main thread's.
+            if let Err(error) = signal::block_all_in_this_thread() {
+                debug!("cannot block signals: {error}");
+            }
+            app.with_runner(&mut |runner| pool.run(seat, runner, false));
+        });
+        if let Err(error) = spawned {
+            error!(%error, "cannot start a runner thread; the others go on");
+            let mut queue = lock(&self.queue);
+            queue.awake -= 1;
+            queue.alive -= 1;
+            // The seat stays, unused: indices of the others must not move.
+            self.left.notify_all();
+        }
+    }
+
+    fn sit(&self) -> usize {
+        let mut queue = lock(&self.queue);
+        queue.seats.push(Arc::new(Seat {
+            parker: Parker::new(),
+            clock: Mutex::new(None),
+            since_ns: AtomicU64::new(0),
+        }));
+        queue.awake += 1;
+        queue.alive += 1;
+        queue.seats.len() - 1
+    }
+
+    /// Runs requests on the calling (main) thread until the pool is closed. A signal that interrupts
+    /// the wait is given to the runner at once.
+    pub fn run_main(&self, runner: &mut dyn Runner) {
+        let seat = self.sit();
+        self.run(seat, runner, true);
+    }
+
+    fn run(&self, index: usize, runner: &mut dyn Runner, main: bool) {
+        let seat = Arc::clone(&lock(&self.queue).seats[index]);
+        *lock(&seat.clock) = ThreadClock::of_current_thread().ok();
+        let mut done: Option<Box<Exchange>> = None;
+        // Whether the last request blocked: then this runner is not one too many.
+        let mut blocked = true;
+        while let Some((mut exchange, alone)) = self.take(index, &seat, runner, main, done.take(), blocked) {
+            // With company, the CPU clock (a system call) tells afterwards whether this request blocked.
+            let (wall, cpu) = if alone { (clock::monotonic_ns(), 0) } else { (clock::monotonic_ns(), own_cpu_ns(&seat)) };
+            seat.since_ns.store(wall, Ordering::Relaxed);
+            runner.run(&mut exchange);
+            if !exchange.reply.is_finished() {
+                exchange.reply.fail(500, "");
+            }
+            seat.since_ns.store(0, Ordering::Relaxed);
+            exchange.clear();
+            blocked = alone || {
+                let wall = clock::monotonic_ns() - wall;
+                wall > BLOCKING_NS && own_cpu_ns(&seat) - cpu < wall / 2
+            };
+            done = Some(exchange);
+        }
+        let mut queue = lock(&self.queue);
+        *lock(&seat.clock) = None;
+        queue.awake -= 1;
+        queue.alive -= 1;
+        drop(queue);
+        self.left.notify_all();
+    }
+
+    /// The next request, and whether no other runner is awake; `None` when the pool closes. Parks while
+    /// there is no request.
+    fn take(
+        &self,
+        index: usize,
+        seat: &Seat,
+        runner: &mut dyn Runner,
+        main: bool,
+        done: Option<Box<Exchange>>,
+        blocked: bool,
+    ) -> Option<(Box<Exchange>, bool)> {
+        let mut queue = lock(&self.queue);
+        if let Some(exchange) = done
+            && queue.spare.len() < SPARE_EXCHANGES_MAX
+        {
+            queue.spare.push(exchange);
+        }
+        let mut surplus = !blocked && queue.awake > 1;
+        loop {
+            if !surplus && let Some(exchange) = queue.ready.pop_front() {
+                queue.taken += 1;
+                return Some((exchange, queue.awake == 1));
+            }
+            if queue.closing && queue.ready.is_empty() {
+                return None;
+            }
+            surplus = false;
+            queue.parked.push(index);
+            queue.awake -= 1;
+            drop(queue);
+            let mut wakeup = Wakeup::Woken;
+            runner.park(&mut || wakeup = seat.parker.park());
+            if main && wakeup == Wakeup::Interrupted {
+                runner.interrupted();
+            }
+            queue = lock(&self.queue);
+            // Woken by an unpark, somebody took this runner off the list and counted it awake. After an
+            // interruption it still stands there.
+            if let Some(at) = queue.parked.iter().position(|parked| *parked == index) {
+                queue.parked.remove(at);
+                queue.awake += 1;
+            }
+        }
+    }
+
+    /// No more requests come: runners leave when the queue is empty.
+    pub fn close(&self) {
+        let mut queue = lock(&self.queue);
+        queue.closing = true;
+        let mut seats = Vec::new();
+        while let Some(seat) = queue.wake() {
+            seats.push(seat);
+        }
+        drop(queue);
+        for seat in seats {
+            seat.parker.unpark();
+        }
+    }
+
+    /// Waits until all runner threads but the caller's have left, at most until `deadline`.
+    /// Returns whether they have.
+    pub fn join(&self, deadline: Instant) -> bool {
+        let mut queue = lock(&self.queue);
+        while queue.alive > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            queue = self.left.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+fn own_cpu_ns(seat: &Seat) -> u64 {
+    lock(&seat.clock).and_then(ThreadClock::nanoseconds).unwrap_or(0)
+}
+
+impl Queue {
+    /// Counts the runner parked last as awake and returns it, to be unparked.
+    fn wake(&mut self) -> Option<Arc<Seat>> {
+        let index = self.parked.pop()?;
+        self.awake += 1;
+        Some(Arc::clone(&self.seats[index]))
+    }
+}

@@ -1,0 +1,538 @@
+//! The I/O thread and the runners together, over real sockets, on both backends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::io::Io;
+use super::pool::Pool;
+use super::{Door, Rules, Stop};
+use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
+use crate::http::Policy;
+use crate::ring::{self, Accepting, Waker};
+
+type Handler = dyn Fn(&mut Exchange) + Send + Sync;
+
+struct Native(Box<Handler>);
+
+struct NativeRunner<'a>(&'a Handler);
+
+impl Application for Native {
+    fn with_runner(&self, body: &mut dyn FnMut(&mut dyn Runner)) {
+        body(&mut NativeRunner(&self.0));
+    }
+}
+
+impl Runner for NativeRunner<'_> {
+    fn run(&mut self, exchange: &mut Exchange) {
+        (self.0)(exchange);
+    }
+
+    fn park(&mut self, wait: &mut dyn FnMut()) {
+        wait();
+    }
+}
+
+/// A worker in this process.
+struct Server {
+    addr: SocketAddr,
+    stop: Arc<AtomicU8>,
+    waker: Waker,
+    threads: Vec<JoinHandle<()>>,
+}
+
+fn rules() -> Rules {
+    Rules {
+        policy: Policy::default(),
+        trusted: Vec::new(),
+        trust_all: false,
+        connections_max: 1000,
+        body_buffer_bytes: 64 * 1024,
+        first_byte_ms: 30_000,
+        header_ms: 30_000,
+        body_ms: 30_000,
+        response_ms: 30_000,
+        keepalive_ms: 30_000,
+        graceful_ms: 10_000,
+    }
+}
+
+impl Server {
+    fn start(io: ring::Io, threads: usize, rules: Rules, handler: impl Fn(&mut Exchange) + Send + Sync + 'static) -> Self {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
+        let pool = Arc::new(Pool::new(threads));
+        let stop = Arc::new(AtomicU8::new(0));
+        let (send, receive) = mpsc::channel();
+        let io_thread = {
+            let (pool, app, stop) = (Arc::clone(&pool), Arc::clone(&app), Arc::clone(&stop));
+            thread::spawn(move || {
+                let (driver, _) = ring::open(io).unwrap();
+                let waker = driver.waker();
+                send.send(waker.clone()).unwrap();
+                let door = Door { fd: socket.into(), listener: Arc::new(Listener::inet(addr)), accepting: Accepting::Alone };
+                let mut io = Io::new(driver, vec![door], Arc::new(rules), Arc::clone(&pool), app, Arc::new(Port::new(waker)));
+                io.open();
+                let order = || match stop.load(Ordering::Acquire) {
+                    0 => None,
+                    1 => Some(Stop::Graceful),
+                    _ => Some(Stop::Quick),
+                };
+                io.run(&order, &AtomicU64::new(0)).unwrap();
+                pool.close();
+            })
+        };
+        let main = thread::spawn(move || app.with_runner(&mut |runner| pool.run_main(runner)));
+        let waker = receive.recv().unwrap();
+        Self { addr, stop, waker, threads: vec![io_thread, main] }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    }
+
+    /// Sends `request`, half-closes, and returns all that comes back.
+    fn exchange(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_all(&mut stream)
+    }
+
+    fn order(&self, stop: u8) {
+        self.stop.store(stop, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.order(2);
+        for thread in self.threads.drain(..) {
+            let joined = thread.join();
+            if !thread::panicking() {
+                joined.unwrap();
+            }
+        }
+    }
+}
+
+fn read_all(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Reads until `text` has come and returns all of it.
+fn read_until(stream: &mut TcpStream, text: &str) -> String {
+    let mut got = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&got).contains(text) {
+        let n = stream.read(&mut buffer).unwrap();
+        assert_ne!(n, 0, "the connection ended before {text:?}: {:?}", String::from_utf8_lossy(&got));
+        got.extend_from_slice(&buffer[..n]);
+    }
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+/// Reads the whole body; runs on a runner thread.
+fn body_of(exchange: &mut Exchange) -> Result<Vec<u8>, crate::app::BodyError> {
+    match std::mem::take(&mut exchange.request.body) {
+        Body::Empty => Ok(Vec::new()),
+        Body::Whole(bytes) => Ok(bytes),
+        Body::Stream(mut stream) => {
+            let mut bytes = Vec::new();
+            loop {
+                match stream.poll(&mut bytes)? {
+                    Progress::Ready => {}
+                    Progress::End => return Ok(bytes),
+                    Progress::Pending => stream.waiter().wait(),
+                }
+            }
+        }
+    }
+}
+
+/// Answers with the method, path and body length.
+fn echo(exchange: &mut Exchange) {
+    let body = match body_of(exchange) {
+        Ok(body) => body,
+        Err(error) => return exchange.reply.fail(error.status(), &error.to_string()),
+    };
+    let text = format!(
+        "{} {} {}\n",
+        exchange.request.method().escape_ascii(),
+        exchange.request.target().escape_ascii(),
+        body.len()
+    );
+    answer(exchange, text.as_bytes());
+}
+
+fn answer(exchange: &mut Exchange, body: &[u8]) {
+    exchange.reply.start(b"200 OK").unwrap();
+    let owned = body.to_vec();
+    let _ = exchange.reply.send(body, Some(body.len() as u64), false, || Box::new(owned));
+    exchange.reply.finish();
+}
+
+const BACKENDS: [ring::Io; 2] = [ring::Io::Uring, ring::Io::Epoll];
+
+fn on_both(test: impl Fn(ring::Io)) {
+    for io in BACKENDS {
+        test(io);
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+}
+
+#[test]
+fn keep_alive_answers_one_request_after_the_other() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        let mut stream = server.connect();
+        for n in 0..20 {
+            stream.write_all(get(&format!("/{n}")).as_bytes()).unwrap();
+            let got = read_until(&mut stream, &format!("GET /{n} 0\n"));
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+        }
+    });
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_at_every_split() {
+    let all = [get("/1"), "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".into(), get("/3")].concat();
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), echo);
+        for split in 1..all.len() {
+            let mut stream = server.connect();
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(&all.as_bytes()[..split]).unwrap();
+            stream.write_all(&all.as_bytes()[split..]).unwrap();
+            let got = read_until(&mut stream, "GET /3 0\n");
+            let (first, second) = (got.find("GET /1 0\n").unwrap(), got.find("POST /2 5\n").unwrap());
+            assert!(first < second, "{got}");
+        }
+    });
+}
+
+#[test]
+fn a_half_closed_client_still_gets_all_its_answers() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        let got = server.exchange([get("/1"), get("/2")].concat().as_bytes());
+        assert!(got.contains("GET /1 0\n") && got.ends_with("GET /2 0\n"), "{got}");
+    });
+}
+
+#[test]
+fn connection_close_ends_in_order_and_ignores_what_follows() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        let mut stream = server.connect();
+        let request = format!("GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n{}", get("/2"));
+        stream.write_all(request.as_bytes()).unwrap();
+        let got = read_all(&mut stream);
+        assert!(got.contains("Connection: close\r\n") && got.ends_with("GET /1 0\n"), "{got}");
+    });
+}
+
+#[test]
+fn garbage_is_refused_and_the_worker_serves_on() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"GET /\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+            let got = server.exchange(garbage);
+            assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{got}");
+        }
+        assert!(server.exchange(get("/").as_bytes()).ends_with("GET / 0\n"));
+    });
+}
+
+#[test]
+fn a_body_larger_than_the_buffer_arrives_whole_with_back_pressure() {
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), echo);
+        let body = vec![b'x'; 3_000_000];
+        let mut stream = server.connect();
+        stream.write_all(format!("PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+        stream.write_all(&body).unwrap();
+        stream.write_all(get("/next").as_bytes()).unwrap();
+        let got = read_until(&mut stream, "GET /next 0\n");
+        assert!(got.contains("PUT /big 3000000\n"), "{got}");
+    });
+}
+
+#[test]
+fn a_chunked_body_larger_than_the_buffer_arrives_whole() {
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), echo);
+        let mut request = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for _ in 0..100 {
+            request.extend_from_slice(b"2710\r\n");
+            request.extend_from_slice(&[b'y'; 10_000]);
+            request.extend_from_slice(b"\r\n");
+        }
+        request.extend_from_slice(b"0\r\n\r\n");
+        request.extend_from_slice(get("/next").as_bytes());
+        let got = server.exchange(&request);
+        assert!(got.contains("POST /c 1000000\n") && got.ends_with("GET /next 0\n"), "{got}");
+    });
+}
+
+#[test]
+fn a_large_unread_body_costs_the_connection_and_not_the_answer() {
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), |exchange| answer(exchange, b"not read\n"));
+        let mut stream = server.connect();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n").unwrap();
+        stream.write_all(&vec![b'z'; 2_000_000]).unwrap();
+        assert!(read_all(&mut stream).ends_with("not read\n"));
+    });
+}
+
+#[test]
+fn a_truncated_body_is_refused_and_never_called_complete() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        let got = server.exchange(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
+        assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
+        let mut long = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n".to_vec();
+        long.extend_from_slice(&[b'x'; 100_000]);
+        let got = server.exchange(&long);
+        assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
+    });
+}
+
+#[test]
+fn expect_continue_is_answered_before_the_body() {
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), echo);
+        for length in [5, 100_000] {
+            let mut stream = server.connect();
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            assert_eq!(read_until(&mut stream, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+            stream.write_all(&vec![b'x'; length]).unwrap();
+            let got = read_until(&mut stream, &format!("POST / {length}\n"));
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+        }
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_every_byte_and_holds_no_runner() {
+    let piece: Arc<Vec<u8>> = Arc::new((0..4_000_000_u32).map(|n| n.to_le_bytes()[1]).collect());
+    on_both(|io| {
+        let body = Arc::clone(&piece);
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            if exchange.request.target() == b"/big" {
+                exchange.reply.start(b"200 OK").unwrap();
+                let held = body.as_ref().clone();
+                let _ = exchange.reply.send(&body, Some(body.len() as u64), false, || Box::new(held));
+                exchange.reply.finish();
+            } else {
+                answer(exchange, b"quick\n");
+            }
+        });
+        let mut slow = server.connect();
+        slow.write_all(get("/big").as_bytes()).unwrap();
+        // The only runner is free although nobody has read a byte of the large answer.
+        assert!(server.exchange(get("/").as_bytes()).ends_with("quick\n"));
+        slow.shutdown(Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        slow.read_to_end(&mut got).unwrap();
+        assert!(got.ends_with(&piece), "{} bytes", got.len());
+    });
+}
+
+#[test]
+fn a_generator_waits_for_a_slow_reader_and_ends_when_it_leaves() {
+    on_both(|io| {
+        let (send, ended) = mpsc::channel();
+        let send = Mutex::new(send);
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            exchange.reply.start(b"200 OK").unwrap();
+            let piece = vec![b'p'; 100_000];
+            loop {
+                let owned = piece.clone();
+                match exchange.reply.send(&piece, None, false, || Box::new(owned)) {
+                    Ok(crate::app::Sent::Full) => exchange.reply.wait(),
+                    Ok(crate::app::Sent::Room) => {}
+                    Err(_) => break,
+                }
+            }
+            exchange.reply.finish();
+            send.lock().unwrap().send(()).unwrap();
+        });
+        let mut stream = server.connect();
+        stream.write_all(get("/").as_bytes()).unwrap();
+        read_until(&mut stream, "ppp");
+        drop(stream);
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    });
+}
+
+#[test]
+fn blocked_runners_get_company_up_to_the_bound() {
+    on_both(|io| {
+        // Four requests that each wait until all four are there: they end only when they run at once.
+        let gate = Arc::new((Mutex::new(0), Condvar::new()));
+        let server = Server::start(io, 4, rules(), move |exchange| {
+            let (count, all) = &*gate;
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            all.notify_all();
+            while *count < 4 {
+                let (guard, timeout) = all.wait_timeout(count, Duration::from_secs(10)).unwrap();
+                assert!(!timeout.timed_out());
+                count = guard;
+            }
+            drop(count);
+            answer(exchange, b"together\n");
+        });
+        let mut streams: Vec<_> = (0..4).map(|_| server.connect()).collect();
+        for stream in &mut streams {
+            stream.write_all(get("/").as_bytes()).unwrap();
+        }
+        for stream in &mut streams {
+            read_until(stream, "together\n");
+        }
+    });
+}
+
+#[test]
+fn one_thread_never_runs_two_requests_at_once() {
+    on_both(|io| {
+        let running = Arc::new(AtomicU64::new(0));
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
+            thread::sleep(Duration::from_millis(5));
+            running.fetch_sub(1, Ordering::SeqCst);
+            answer(exchange, b"alone\n");
+        });
+        let mut streams: Vec<_> = (0..8).map(|_| server.connect()).collect();
+        for stream in &mut streams {
+            stream.write_all(get("/").as_bytes()).unwrap();
+        }
+        for stream in &mut streams {
+            read_until(stream, "alone\n");
+        }
+    });
+}
+
+#[test]
+fn deadlines_close_silent_clients_and_answer_half_sent_requests() {
+    on_both(|io| {
+        let quick = Rules { first_byte_ms: 100, header_ms: 100, body_ms: 100, keepalive_ms: 100, ..rules() };
+        let server = Server::start(io, 1, quick, echo);
+        let mut silent = server.connect();
+        let mut head = server.connect();
+        head.write_all(b"GET / HT").unwrap();
+        let mut body = server.connect();
+        body.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhel").unwrap();
+        let mut idle = server.connect();
+        idle.write_all(get("/").as_bytes()).unwrap();
+        assert_eq!(read_all(&mut silent), "");
+        assert!(read_all(&mut head).starts_with("HTTP/1.1 408 "));
+        assert!(read_all(&mut body).starts_with("HTTP/1.1 408 "));
+        let idle = read_all(&mut idle);
+        assert!(idle.starts_with("HTTP/1.1 200 ") && idle.ends_with("GET / 0\n"), "{idle}");
+    });
+}
+
+#[test]
+fn a_client_that_stops_reading_is_dropped_at_its_deadline() {
+    on_both(|io| {
+        let quick = Rules { response_ms: 200, ..rules() };
+        let server = Server::start(io, 1, quick, |exchange| {
+            exchange.reply.start(b"200 OK").unwrap();
+            let body = vec![0; 30_000_000];
+            let owned = body.clone();
+            let _ = exchange.reply.send(&body, Some(body.len() as u64), false, || Box::new(owned));
+            exchange.reply.finish();
+        });
+        let mut stream = server.connect();
+        stream.write_all(get("/").as_bytes()).unwrap();
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).unwrap();
+        // Not reading on; the end comes as a reset once what was under way is read.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(1) {
+            thread::yield_now();
+        }
+        let mut rest = Vec::new();
+        let end = stream.read_to_end(&mut rest);
+        assert!(end.is_err() || rest.len() < 29_999_000, "{end:?}");
+    });
+}
+
+#[test]
+fn above_the_connection_limit_clients_wait_and_are_served_later() {
+    on_both(|io| {
+        let few = Rules { connections_max: 2, ..rules() };
+        let server = Server::start(io, 1, few, echo);
+        let mut first = server.connect();
+        first.write_all(get("/1").as_bytes()).unwrap();
+        read_until(&mut first, "GET /1 0\n");
+        let mut second = server.connect();
+        second.write_all(get("/2").as_bytes()).unwrap();
+        read_until(&mut second, "GET /2 0\n");
+        let mut third = server.connect();
+        third.write_all(get("/3").as_bytes()).unwrap();
+        drop(first);
+        read_until(&mut third, "GET /3 0\n");
+    });
+}
+
+#[test]
+fn a_graceful_stop_finishes_what_was_begun_and_announces_the_close() {
+    on_both(|io| {
+        let (entered, inside) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        let (entered, wait) = (Mutex::new(entered), Mutex::new(wait));
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            entered.lock().unwrap().send(()).unwrap();
+            wait.lock().unwrap().recv().unwrap();
+            while !exchange.request.link().is_draining() {
+                thread::yield_now();
+            }
+            answer(exchange, b"finished\n");
+        });
+        let mut busy = server.connect();
+        busy.write_all(get("/").as_bytes()).unwrap();
+        inside.recv().unwrap();
+        let mut queued = server.connect();
+        queued.write_all(get("/").as_bytes()).unwrap();
+        server.order(1);
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        for stream in [&mut busy, &mut queued] {
+            let got = read_all(stream);
+            assert!(got.contains("Connection: close\r\n") && got.ends_with("finished\n"), "{got}");
+        }
+    });
+}
+
+#[test]
+fn a_reset_while_a_request_is_in_hand_disturbs_nobody() {
+    on_both(|io| {
+        let server = Server::start(io, 2, rules(), echo);
+        for _ in 0..50 {
+            let mut stream = server.connect();
+            stream.write_all(get("/gone").as_bytes()).unwrap();
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(stream);
+        }
+        assert!(server.exchange(get("/here").as_bytes()).ends_with("GET /here 0\n"));
+    });
+}
