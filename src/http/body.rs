@@ -378,6 +378,8 @@ mod tests {
             b"5\r\nhello!\r\n0\r\n\r\n",
             b"6\r\nhello\r\n0\r\n\r\n",
             b"5\r\nhello\r0\r\n\r\n",
+            b"5\r\nhello\rX0\r\n\r\n",
+            b"5\r\nhelloX\n0\r\n\r\n",
             b"5\r\nhello\n0\r\n\r\n",
             b"5\r\nhelloXY0\r\n\r\n",
             b"5\r\nhello\r\n0\n\r\n",

@@ -1405,6 +1405,30 @@ mod tests {
         assert_eq!((found, at), (3, input.len()));
     }
 
+    /// One client's request must leave nothing behind for the next one's.
+    #[test]
+    fn a_reused_head_forgets_the_request_before() {
+        let policy = Policy::default();
+        let full =
+            b"HEAD http://b/c?d HTTP/1.0\r\nHost: a\r\nSCRIPT_NAME: /app\r\nX-Forwarded-Proto: https\r\n\
+            Content-Length: 5\r\nConnection: keep-alive\r\n\r\n";
+        let mut head = Head::default();
+        head.parse(full, &mut 0, &policy, true).unwrap().unwrap();
+        assert!(head.is_head && head.script_name.is_some() && head.scheme_override.is_some());
+        let waiting = get(b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n");
+        let (before, plain) = (head, get(b""));
+        for first in [&full[..], &waiting] {
+            let mut head = Head::default();
+            head.parse(first, &mut 0, &policy, true).unwrap().unwrap();
+            let len = head.parse(&plain, &mut 0, &policy, true).unwrap().unwrap();
+            assert_eq!(Ok(Some(said(&head, &plain, len))), once(&plain, &policy, true));
+        }
+        // Also when it is refused before anything is known of it.
+        let mut head = before;
+        assert!(head.parse(b"\r\n\r\n", &mut 0, &policy, true).is_err());
+        assert!(!head.is_head);
+    }
+
     fn relaxed(input: &[u8], policy: &Policy) -> Result<Said, u16> {
         let mut bytes = input.to_vec();
         relax(&mut bytes, 0, policy);

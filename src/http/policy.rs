@@ -145,6 +145,8 @@ mod tests {
     fn zero_and_huge_limits_stay_bounds() {
         let mut policy = Policy { fields_max: 0, field_bytes_max: 0, ..Policy::default() };
         assert_eq!((policy.field_count_limit(), policy.field_limit()), (32_768, 8190));
+        policy.fields_max = 32_769;
+        assert_eq!(policy.field_count_limit(), 32_768);
         policy.field_bytes_max = usize::MAX;
         policy.request_line_bytes_max = usize::MAX;
         assert_eq!(policy.head_limit(), 1 << 30);
