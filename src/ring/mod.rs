@@ -9,6 +9,8 @@ mod epoll;
 mod key;
 mod op;
 mod probe;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 mod socket;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 
+#[cfg(any(test, feature = "simulation"))]
+use super::sim;
+
 /// Parts that one sendmsg(2) takes (`UIO_MAXIOV`); the rest is an ordinary short send.
 const PARTS_MAX: usize = 1024;
 
@@ -26,6 +29,19 @@ enum Inner {
         /// `O_NONBLOCK` is set; see [`Socket::send_file`].
         nonblocking: AtomicBool,
     },
+    #[cfg(any(test, feature = "simulation"))]
+    Simulated(sim::ServerHalf),
+}
+
+/// Runs one of the two arms; the second only exists in simulations.
+macro_rules! either {
+    ($inner:expr, $kernel:pat => $real:expr, $half:ident => $simulated:expr) => {
+        match $inner {
+            $kernel => $real,
+            #[cfg(any(test, feature = "simulation"))]
+            Inner::Simulated($half) => $simulated,
+        }
+    };
 }
 
 impl Socket {
@@ -48,8 +64,19 @@ impl Socket {
         self.send_with(parts, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)
     }
 
+    /// The descriptor; `None` for a simulated socket.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        either!(&self.inner, Inner::Kernel { fd, .. } => Some(fd.as_fd()), _half => None)
+    }
+
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn simulated(&self) -> Option<&sim::ServerHalf> {
+        either!(&self.inner, Inner::Kernel { .. } => None, half => Some(half))
+    }
+
     fn send_with(&self, parts: &[IoSlice<'_>], flags: SendFlags) -> io::Result<usize> {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.send(parts));
         let sent = match parts {
             [] => Ok(0),
             // Most responses are one part, and send(2) is cheaper than sendmsg(2), which copies
@@ -74,7 +101,11 @@ impl Socket {
     /// `WouldBlock` as for [`Socket::send`]; `EINVAL` when `file` cannot be mapped (a pipe); `EIO`.
     /// A broken connection raises `SIGPIPE` here, which the process must ignore, as CPython does.
     pub fn send_file(&self, file: BorrowedFd<'_>, offset: &mut u64, count: usize) -> io::Result<usize> {
-        let Inner::Kernel { fd, nonblocking } = &self.inner;
+        let (fd, nonblocking) = either!(
+            &self.inner,
+            Inner::Kernel { fd, nonblocking } => (fd, nonblocking),
+            half => return half.send_file(file, offset, count)
+        );
         if !nonblocking.load(Ordering::Relaxed) {
             rustix::io::ioctl_fionbio(fd, true)?;
             nonblocking.store(true, Ordering::Relaxed);
@@ -87,7 +118,7 @@ impl Socket {
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.end());
         Ok(rustix::net::shutdown(fd, Shutdown::Write)?)
     }
 
@@ -96,7 +127,7 @@ impl Socket {
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
     pub(super) fn shutdown_both(&self) -> io::Result<()> {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.end_both());
         Ok(rustix::net::shutdown(fd, Shutdown::Both)?)
     }
 
@@ -107,7 +138,7 @@ impl Socket {
     /// resets, which may be in another thread much later. Disconnecting (connect(2) to `AF_UNSPEC`)
     /// resets now; `SO_LINGER` 0 stays as the fallback for the close.
     pub fn abort(&self) {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.reset());
         let _ = socket2::SockRef::from(fd).set_linger(Some(Duration::ZERO));
         if rustix::net::connect_unspec(fd).is_err() {
             let _ = self.shutdown_both();
@@ -119,7 +150,8 @@ impl Socket {
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
     pub fn peer_addr(&self) -> io::Result<Option<SocketAddr>> {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd =
+            either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return Ok(Some(half.peer_addr())));
         Ok(socket2::SockRef::from(fd).peer_addr()?.as_socket())
     }
 
@@ -128,7 +160,8 @@ impl Socket {
     /// # Errors
     /// As getsockname(2).
     pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        let Inner::Kernel { fd, .. } = &self.inner;
+        let fd =
+            either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return Ok(Some(half.local_addr())));
         Ok(socket2::SockRef::from(fd).local_addr()?.as_socket())
     }
 }
@@ -139,16 +172,16 @@ impl From<OwnedFd> for Socket {
     }
 }
 
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        let Inner::Kernel { fd, .. } = &self.inner;
-        fd.as_raw_fd()
+#[cfg(any(test, feature = "simulation"))]
+impl From<sim::ServerHalf> for Socket {
+    fn from(half: sim::ServerHalf) -> Self {
+        Self { inner: Inner::Simulated(half) }
     }
 }
 
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        let Inner::Kernel { fd, .. } = &self.inner;
-        fd.as_fd()
+impl AsRawFd for Socket {
+    /// The descriptor's number; -1 for a simulated socket.
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd().map_or(-1, |fd| fd.as_raw_fd())
     }
 }

@@ -147,9 +147,9 @@ fn connections_are_accepted_until_accepting_stops_and_after_it_starts_again() {
                 let peer = TcpStream::connect(addr).unwrap();
                 let socket = bench.accepted();
                 assert_eq!(socket.peer_addr().unwrap(), Some(peer.local_addr().unwrap()));
-                let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+                let flags = rustix::io::fcntl_getfd(socket.fd().unwrap()).unwrap();
                 assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-                let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+                let flags = rustix::fs::fcntl_getfl(socket.fd().unwrap()).unwrap();
                 assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
             }
             bench.driver.stop_accept(0);
@@ -687,7 +687,7 @@ fn the_last_buffer_may_outlive_the_driver() {
 fn a_socket_in_nonblocking_mode_is_received_from_all_the_same() {
     on_both(|_, mut bench| {
         let (mut peer, socket) = tcp_pair();
-        rustix::io::ioctl_fionbio(&socket, true).unwrap();
+        rustix::io::ioctl_fionbio(socket.fd().unwrap(), true).unwrap();
         bench.driver.receive(token(0), &socket).unwrap();
         bench.settle();
         assert!(is_idle(&mut bench));
@@ -740,7 +740,7 @@ fn abort_resets_at_once_while_others_hold_the_socket() {
         let (mut peer, socket) = tcp_pair();
         bench.driver.receive(token(0), &socket).unwrap();
         bench.turn();
-        let _elsewhere = socket.as_fd().try_clone_to_owned().unwrap();
+        let _elsewhere = socket.fd().unwrap().try_clone_to_owned().unwrap();
         socket.abort();
         assert_eq!(peer.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         bench.driver.release(token(0), &socket);

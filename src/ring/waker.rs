@@ -48,6 +48,17 @@ impl Waker {
         self.shared.fd.as_raw_fd()
     }
 
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn borrowed(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.shared.fd)
+    }
+
+    /// A wake-up has not been delivered.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn is_pending(&self) -> bool {
+        self.shared.pending.load(Ordering::Acquire)
+    }
+
     /// The driver is about to deliver the event: from here on a wake-up writes again.
     ///
     /// A swap and not a store: it reads the waker's swap, and with it everything that happened
