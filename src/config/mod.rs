@@ -104,6 +104,16 @@ pub struct Notice {
     pub text: String,
 }
 
+impl Notice {
+    /// Logs it.
+    pub fn log(&self) {
+        match self.level {
+            Level::Debug => tracing::debug!("{}", self.text),
+            _ => tracing::warn!("{}", self.text),
+        }
+    }
+}
+
 /// The kind of worker that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerClass {
