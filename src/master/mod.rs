@@ -5,7 +5,7 @@
 //! page of slot records ([`SharedPage`]), the error log, and the eventfd that wakes it
 //! ([`WorkerContext::set_ready`]). Workers hear from it through signals only.
 //!
-//! [`slots`] decides, this module does what it says. The embedding process (CPython, or a native
+//! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
 mod native;
@@ -264,11 +264,10 @@ impl<'h> Master<'h> {
         loop {
             match process::reap() {
                 Ok(Some((pid, ending))) => {
+                    // After the death, before its meaning is decided: this worker, or another one,
+                    // may have been ready since we last looked.
+                    self.observe();
                     let slot = self.slots.slot_of(pid);
-                    if let Some(slot) = slot {
-                        // Its last word: it may have been ready since we last looked.
-                        self.observe(slot);
-                    }
                     self.slots.ended(pid, ending, now_ms);
                     if let Some(record) = slot.and_then(|slot| self.shared.slot(slot)) {
                         record.set_state(WorkerState::Empty);
@@ -282,13 +281,11 @@ impl<'h> Master<'h> {
                 }
             }
         }
-        for slot in 0..self.settings.workers {
-            self.observe(slot);
-        }
+        self.observe();
     }
 
-    fn observe(&mut self, slot: usize) {
-        if let Some(record) = self.shared.slot(slot) {
+    fn observe(&mut self) {
+        for (slot, record) in self.shared.records().iter().enumerate().take(self.settings.workers) {
             self.slots.observed(slot, record.state() >= WorkerState::Ready, record.heartbeat_ms());
         }
     }

@@ -200,8 +200,8 @@ impl Slots {
         }
     }
 
-    /// A child has been reaped. The page is to be [`observed`](Slots::observed) before, so that a
-    /// worker that was ready for a moment counts as one. Children that are not ours are ignored:
+    /// A child has been reaped. All slots are to be [`observed`](Slots::observed) after that and
+    /// before this call, so that a worker that was ready for a moment counts as one. Children that are not ours are ignored:
     /// as process 1 the master inherits them.
     pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now_ms: u64) {
         let Some(slot) = self.slot_of(pid) else { return };

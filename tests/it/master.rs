@@ -1,11 +1,13 @@
 //! The master with real processes. Each test starts this test program again as a server
-//! ([`scenario`]), because a process with the test runner's threads must not fork workers.
+//! ([`scenario`]), because a process in which other tests run must not fork workers: a test's lock
+//! would stay held in them. There the runner's main thread does nothing but wait for the scenario.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::field_reassign_with_default)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +22,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 /// A hung server fails its test after this long. No test waits for it otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An id that is nobody's on any system.
+const NOBODY: u32 = 65_534;
 
 const SCENARIO: &str = "RINGHORN_TEST_SCENARIO";
 const DIRECTORY: &str = "RINGHORN_TEST_DIRECTORY";
@@ -42,6 +47,11 @@ fn scenario() {
         "unix" => {
             settings.bind = vec![Bind::Unix(directory.join("app.sock"))];
             settings.pidfile = Some(directory.join("server.pid"));
+            serve
+        }
+        "as_nobody" => {
+            (settings.user, settings.group) = (Some(NOBODY), Some(NOBODY));
+            settings.bind.push(Bind::Unix(directory.join("app.sock")));
             serve
         }
         "first_two_do_not_accept" => |worker| if worker.age <= 2 { hold(&worker) } else { serve(worker) },
@@ -159,7 +169,6 @@ impl Server {
 
     fn start_in(scenario: &str, port: u16, directory: tempfile::TempDir) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            // One test thread is the main thread: the process stays single-threaded.
             .args(["master::scenario", "--exact", "--nocapture", "--test-threads=1"])
             .env(SCENARIO, scenario)
             .env(DIRECTORY, directory.path())
@@ -200,7 +209,7 @@ impl Server {
 
     fn port(&mut self) -> u16 {
         let rest = self.line("Listening at: http://127.0.0.1:");
-        rest.split(' ').next().unwrap().parse().unwrap()
+        rest.split([' ', ',']).next().unwrap().parse().unwrap()
     }
 
     fn worker(&mut self) -> Pid {
@@ -392,6 +401,34 @@ fn workers_die_with_their_master_and_the_port_is_free() {
     let mut next = Server::start_on("serve", port);
     assert_eq!(next.port(), port);
     read(&mut connect(port));
+}
+
+/// reliability.md promise 23: ids and supplementary groups are gone, and a change of user does not
+/// undo that workers die with their master (the kernel forgets that at each change).
+#[test]
+fn workers_drop_root_completely_and_still_die_with_the_master() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can become somebody else.
+        return;
+    }
+    let mut server = Server::start("as_nobody");
+    let port = server.port();
+    let mut client = connect(port);
+    let pid = field(&read(&mut client), "pid");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let nobody = NOBODY.to_string();
+    assert_eq!(line("Uid:"), vec![nobody.clone(); 4]);
+    assert_eq!(line("Gid:"), vec![nobody.clone(); 4]);
+    assert_eq!(line("Groups:"), [nobody]);
+    assert_eq!(line("CapEff:"), ["0000000000000000"]);
+    let socket = std::fs::metadata(server.path("app.sock")).unwrap();
+    assert_eq!((socket.uid(), socket.gid()), (NOBODY, NOBODY));
+    server.signal(Signal::KILL);
+    assert_eq!(client.read_to_string(&mut String::new()).unwrap_or(0), 0);
 }
 
 #[test]
