@@ -221,15 +221,9 @@ impl Head {
         policy: &Policy,
         trusted: bool,
     ) -> Result<Option<usize>, Refusal> {
-        let count = policy.field_count_limit();
-        if count <= FIELDS_ON_STACK {
-            let mut room = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
-            self.parse_into(lines, offset, policy, trusted, &mut room[..count])
-        } else {
-            let mut room = Vec::new();
-            room.resize_with(count, MaybeUninit::uninit);
-            self.parse_into(lines, offset, policy, trusted, &mut room)
-        }
+        let mut room = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
+        let count = policy.field_count_limit().min(FIELDS_ON_STACK);
+        self.parse_into(lines, offset, policy, trusted, &mut room[..count])
     }
 
     #[inline]
@@ -241,6 +235,7 @@ impl Head {
         trusted: bool,
         room: &mut [MaybeUninit<httparse::Header<'b>>],
     ) -> Result<Option<usize>, Refusal> {
+        let room_len = room.len();
         let mut request = httparse::Request::new(&mut []);
         match request.parse_with_uninit_headers(lines, room) {
             Ok(httparse::Status::Complete(len)) => {
@@ -249,6 +244,12 @@ impl Head {
                 Ok(Some(len))
             }
             Ok(httparse::Status::Partial) => Ok(None),
+            // Rare also where many fields are allowed, so only such a request pays for the room.
+            Err(httparse::Error::TooManyHeaders) if room_len < policy.field_count_limit() => {
+                let mut room = Vec::new();
+                room.resize_with(policy.field_count_limit(), MaybeUninit::uninit);
+                self.parse_into(lines, offset, policy, trusted, &mut room)
+            }
             Err(httparse::Error::Version) => self.parse_other_version(lines, offset, policy, trusted),
             Err(error) => Err(explain(error, lines, policy)),
         }

@@ -7,60 +7,22 @@ const REG_NAME: u8 = 2;
 static CLASSES: [u8; 256] = classes();
 
 const fn classes() -> [u8; 256] {
+    const LETTERS_AND_DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let mut table = [0; 256];
-    let mut byte: u8 = 0;
-    loop {
-        let letter_or_digit = byte.is_ascii_alphanumeric();
-        // RFC 9110 section 5.6.2.
-        if letter_or_digit
-            || matches!(
-                byte,
-                b'!' | b'#'
-                    | b'$'
-                    | b'%'
-                    | b'&'
-                    | b'\''
-                    | b'*'
-                    | b'+'
-                    | b'-'
-                    | b'.'
-                    | b'^'
-                    | b'_'
-                    | b'`'
-                    | b'|'
-                    | b'~'
-            )
-        {
-            table[byte as usize] |= TOKEN;
-        }
-        // RFC 3986 section 3.2.2: unreserved, sub-delims, and the percent sign of pct-encoded.
-        if letter_or_digit
-            || matches!(
-                byte,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b','
-                    | b';'
-                    | b'='
-            )
-        {
-            table[byte as usize] |= REG_NAME;
-        }
-        if byte == u8::MAX {
-            return table;
-        }
-        byte += 1;
+    table = mark(table, LETTERS_AND_DIGITS, TOKEN | REG_NAME);
+    // RFC 9110 section 5.6.2.
+    table = mark(table, b"!#$%&'*+-.^_`|~", TOKEN);
+    // RFC 3986 section 3.2.2: unreserved, sub-delims, and the percent sign of pct-encoded.
+    mark(table, b"-._~%!$&'()*+,;=", REG_NAME)
+}
+
+const fn mark(mut table: [u8; 256], members: &[u8], class: u8) -> [u8; 256] {
+    let mut index = 0;
+    while index < members.len() {
+        table[members[index] as usize] |= class;
+        index += 1;
     }
+    table
 }
 
 /// Whether `byte` is a `tchar` (RFC 9110 section 5.6.2).
@@ -149,6 +111,9 @@ mod tests {
             let letter = char::from(byte);
             let token = letter.is_ascii_alphanumeric() || (byte < 128 && "!#$%&'*+-.^_`|~".contains(letter));
             assert_eq!(is_token(&[byte]), token, "{byte:#x}");
+            let reg_name =
+                letter.is_ascii_alphanumeric() || (byte < 128 && "-._~%!$&'()*+,;=".contains(letter));
+            assert_eq!(is_reg_name(&[byte]), reg_name, "{byte:#x}");
             let text = byte == 9 || (32..127).contains(&byte) || byte >= 128;
             assert_eq!(is_text(&[byte]), text, "{byte:#x}");
             assert_eq!(is_text_byte(byte), text, "{byte:#x}");
