@@ -91,15 +91,21 @@ pub const HEARTBEAT_MS: u64 = 500;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
-/// Milliseconds that a closed connection waits for the client to close too, and bytes that are read and
-/// dropped meanwhile. Closing at once would reset the connection and may destroy the answer.
-pub const LINGER_MS: u64 = 2_000;
-/// See [`LINGER_MS`].
+/// Bytes read and dropped of a closed connection while it waits (`linger_timeout`) for the client to close
+/// too. Closing at once would reset the connection and may destroy the answer.
 pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Milliseconds that an idle connection stays open when its worker leaves, for a request that is already
 /// on its way.
 pub const DRAIN_IDLE_MS: u64 = 500;
+
+/// Descriptors of a worker that are not for connections: files and sockets of the application, listeners,
+/// logs, rings.
+pub const DESCRIPTORS_RESERVED: usize = 256;
+
+/// Milliseconds that the access log has to be written when the worker leaves. A dead pipe costs lines, not
+/// a hanging process.
+pub const LOG_FLUSH_MS: u64 = 1_000;
 
 /// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
 pub const QUICK_STOP_MS: u64 = 300;

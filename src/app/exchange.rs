@@ -80,6 +80,8 @@ pub struct Request {
     /// The body. A runner takes it.
     pub body: Body,
     pub(crate) link: Option<Arc<Link>>,
+    /// When the head was complete (monotonic nanoseconds), if somebody asks for durations.
+    pub(crate) received_ns: u64,
 }
 
 impl Request {

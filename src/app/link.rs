@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{BodyError, Listener, Peer, Progress};
+use crate::http;
 use crate::limits::RESPONSE_QUEUE_BYTES;
 use crate::ring::{Socket, Token, Waker};
 use crate::sys::clock;
@@ -384,7 +385,7 @@ impl Link {
             gate.continue_owed = false;
             // 25 bytes into an empty send buffer: a short or failed send means that the peer is gone,
             // which the receive side reports.
-            let _ = self.socket.send(&[IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")]);
+            let _ = self.socket.send(&[IoSlice::new(http::CONTINUE)]);
         }
         if gate.body.is_empty() {
             return match gate.arrival {

@@ -70,6 +70,8 @@ pub struct Reply {
     gone: bool,
     end: Option<End>,
     finished: bool,
+    /// Status and body bytes of the error page that took the application's place.
+    failed: Option<(u16, u64)>,
 }
 
 impl Reply {
@@ -82,6 +84,7 @@ impl Reply {
         self.gone = false;
         self.end = None;
         self.finished = false;
+        self.failed = None;
         self.out.clear();
     }
 
@@ -132,6 +135,18 @@ impl Reply {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.finished
+    }
+
+    /// The status code that the client got, or is to get.
+    #[must_use]
+    pub fn status_code(&self) -> u16 {
+        self.failed.map_or_else(|| self.encoder.status_code(), |(status, _)| status)
+    }
+
+    /// Bytes of the body that were let through to the client.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.failed.map_or_else(|| self.encoder.body_bytes(), |(_, bytes)| bytes)
     }
 
     /// The framing: status code, body bytes, length.
@@ -249,6 +264,8 @@ impl Reply {
         } else {
             self.out.clear();
             error_page(status, message, self.is_head, self.date.now(), &mut self.out);
+            let body = self.out.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| self.out.len() - at - 4);
+            self.failed = Some((status, body as u64));
             self.end = Some(End::Close);
             if !self.gone {
                 let _ = self.transmit(&[], b"", || unreachable_hold());

@@ -326,6 +326,17 @@ impl Encoder {
         self.head_sent
     }
 
+    /// The value of a field that the application gave, by its name in any case; of several the last.
+    #[must_use]
+    pub fn field(&self, name: &[u8]) -> Option<&[u8]> {
+        let lines = self.fields.split(|byte| *byte == b'\n').rev();
+        lines
+            .filter_map(|line| line.strip_suffix(b"\r"))
+            .filter_map(|line| line.split_at_checked(name.len()))
+            .find(|(start, rest)| start.eq_ignore_ascii_case(name) && rest.starts_with(b": "))
+            .map(|(_, rest)| &rest[2..])
+    }
+
     /// Whether the body ends with the connection, so that only a reset shows that it was cut.
     #[must_use]
     pub fn is_until_close(&self) -> bool {

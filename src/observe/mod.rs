@@ -15,6 +15,7 @@ pub mod writer;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 pub use access_log::{AccessFormat, AccessRecord};
 pub use error_log::{CRITICAL, ErrorLog, Level};
@@ -29,6 +30,31 @@ pub enum LogTarget {
     Standard,
     /// A file that is appended to.
     File(PathBuf),
+}
+
+/// The error log of this process, for [`reopen`].
+static ERROR_LOG: OnceLock<Arc<ErrorLog>> = OnceLock::new();
+
+/// Opens the error log and makes it the destination of all messages.
+///
+/// # Errors
+/// The file cannot be opened for appending.
+pub fn install(target: &LogTarget, level: Level) -> io::Result<()> {
+    let log = ErrorLog::open(target, level)?;
+    if let Some(log) = log.install() {
+        // Set once: only the first log becomes the process's.
+        let _ = ERROR_LOG.set(log);
+    }
+    Ok(())
+}
+
+/// Opens the error log's file again under its name, after it was moved away (USR1).
+pub fn reopen() {
+    if let Some(log) = ERROR_LOG.get()
+        && let Err(error) = log.reopen()
+    {
+        tracing::error!("cannot open the error log again: {error}");
+    }
 }
 
 /// Opens a log file for appending, so that several processes write whole lines to one file.

@@ -59,6 +59,14 @@ impl Waker {
         self.shared.pending.load(Ordering::Acquire)
     }
 
+    /// A descriptor of the caller's own for the eventfd, for a signal handler that outlives this waker.
+    ///
+    /// # Errors
+    /// No descriptors.
+    pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
+        self.shared.fd.try_clone()
+    }
+
     /// The driver is about to deliver the event: from here on a wake-up writes again.
     ///
     /// A swap and not a store: it reads the waker's swap, and with it everything that happened

@@ -203,6 +203,16 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Ends the process at once: no destructors, no handlers of libraries, no flush. For when a thread of the
+/// application cannot be waited for any longer.
+///
+/// # Source
+/// `_exit(2)`.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: it has no conditions; what it skips is meant to be skipped.
+    unsafe { libc::_exit(code) }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -6,7 +6,6 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -16,24 +15,13 @@ use super::pool::{Pool, Watch};
 use super::table::Table;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal};
-use crate::http::{BodyDecoder, Framing, Refusal};
+use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX, LINGER_MS,
+    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
     PIPELINE_BYTES_MAX,
 };
+use crate::sys::clock;
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
-
-/// What the I/O thread shows of itself to the master.
-pub(super) trait Pulse {
-    /// The I/O thread is alive at this time (monotonic milliseconds).
-    fn beat(&self, now_ms: u64);
-}
-
-impl Pulse for AtomicU64 {
-    fn beat(&self, now_ms: u64) {
-        self.store(now_ms, Ordering::Relaxed);
-    }
-}
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -96,11 +84,12 @@ impl Io {
         }
     }
 
-    /// Runs until `stop` says so and the connections are done.
+    /// Runs until `stop` says so and the connections are done. `pulse` is told the time at each turn. Returns the
+    /// milliseconds that are left for the runners.
     ///
     /// # Errors
     /// When the backend fails.
-    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Pulse) -> io::Result<()> {
+    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64)) -> io::Result<u64> {
         let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
         let mut waiting = 0;
@@ -108,7 +97,7 @@ impl Io {
             let timeout = self.timeout(waiting > 0);
             self.driver.turn(Some(timeout), &mut events)?;
             self.now_ms = self.driver.now_ms();
-            pulse.beat(self.now_ms);
+            pulse(self.now_ms);
 
             // Reports first: a connection that became idle can take the bytes that came in this turn.
             self.port.collect(&mut reports);
@@ -137,7 +126,10 @@ impl Io {
                 self.pool.supervise(&mut watch, &self.app);
             }
             match stop() {
-                Some(Stop::Quick) => break,
+                Some(Stop::Quick) => {
+                    self.draining = None;
+                    break;
+                }
                 Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
                 _ => {}
             }
@@ -150,7 +142,7 @@ impl Io {
         for token in self.conns.tokens() {
             self.close(token);
         }
-        Ok(())
+        Ok(self.draining.map_or(0, |deadline| deadline.saturating_sub(self.now_ms)))
     }
 
     fn timeout(&self, requests_wait: bool) -> Duration {
@@ -248,7 +240,7 @@ impl Io {
         {
             conn.phase = Phase::Head;
         }
-        if conn.input.is_empty() {
+        if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
             let used = self.consume(token, bytes);
             if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty())
                 && let Some(conn) = self.conns.get(token)
@@ -266,6 +258,10 @@ impl Io {
     fn consume_input(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         let mut input = std::mem::take(&mut conn.input);
+        if self.rules.policy.is_relaxed() && matches!(conn.phase, Phase::Head) {
+            // The settings that forgive old clients work on the bytes, before they are parsed.
+            relax(&mut input, conn.scanned, &self.rules.policy);
+        }
         let used = self.consume(token, &input);
         if let Some(conn) = self.conns.get(token)
             && used < input.len()
@@ -397,7 +393,7 @@ impl Io {
                 return;
             }
             // A short or failed send means that the client is gone, which the receive side reports.
-            let _ = conn.link.socket().send(&[IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")]);
+            let _ = conn.link.socket().send(&[IoSlice::new(CONTINUE)]);
         }
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
         self.set_deadline(token, self.rules.body_ms);
@@ -431,6 +427,9 @@ impl Io {
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
         let Some(conn) = self.conns.get(token) else { return };
         exchange.begin(Arc::clone(&conn.link));
+        if self.rules.timed {
+            exchange.request.received_ns = clock::monotonic_ns();
+        }
         conn.link.hand_over();
         if stream.is_some() {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
@@ -624,7 +623,7 @@ impl Io {
         if conn.paused {
             self.receive(token);
         }
-        self.set_deadline(token, LINGER_MS);
+        self.set_deadline(token, self.rules.linger_ms);
     }
 
     fn close(&mut self, token: Token) {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
+use super::access::AccessLog;
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::SPARE_EXCHANGES_MAX;
 use crate::sys::clock;
@@ -50,15 +51,16 @@ struct Queue {
 }
 
 /// The runners of one worker.
-pub struct Pool {
+pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
+    access: Option<Arc<AccessLog>>,
     left: std::sync::Condvar,
 }
 
 /// The I/O thread's notes for [`Pool::supervise`].
 #[derive(Default)]
-pub struct Watch {
+pub(super) struct Watch {
     taken: u64,
     since: Option<Instant>,
     cpu_ns: u64,
@@ -72,7 +74,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool of at most `threads_max` runners (at least one).
     #[must_use]
-    pub fn new(threads_max: usize) -> Self {
+    pub(super) fn new(threads_max: usize, access: Option<Arc<AccessLog>>) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 ready: VecDeque::new(),
@@ -85,18 +87,19 @@ impl Pool {
                 alive: 0,
             }),
             threads_max: threads_max.max(1),
+            access,
             left: std::sync::Condvar::new(),
         }
     }
 
     /// An empty exchange to parse the next request into.
     #[must_use]
-    pub fn blank(&self) -> Box<Exchange> {
+    pub(super) fn blank(&self) -> Box<Exchange> {
         lock(&self.queue).spare.pop().unwrap_or_default()
     }
 
     /// Queues a turn's requests, and wakes a runner when none is awake. Returns how many now wait.
-    pub fn submit(&self, batch: &mut Vec<Box<Exchange>>) -> usize {
+    pub(super) fn submit(&self, batch: &mut Vec<Box<Exchange>>) -> usize {
         if batch.is_empty() {
             return 0;
         }
@@ -113,7 +116,7 @@ impl Pool {
 
     /// Requests that wait for a runner.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         lock(&self.queue).ready.len()
     }
 
@@ -122,7 +125,7 @@ impl Pool {
     /// The clocks of all runners awake are read (a system call each). Together they stood still, or
     /// nearly, since the last look: everybody is blocked. They ran: one interpreter lock lets one run at a
     /// time, so another thread would add nothing - until one request has computed for [`COMPANY_NS`].
-    pub fn supervise(self: &Arc<Self>, watch: &mut Watch, app: &Arc<dyn Application>) {
+    pub(super) fn supervise(self: &Arc<Self>, watch: &mut Watch, app: &Arc<dyn Application>) {
         let now = Instant::now();
         let mut queue = lock(&self.queue);
         if queue.ready.is_empty() || queue.closing {
@@ -192,7 +195,7 @@ impl Pool {
 
     /// Runs requests on the calling (main) thread until the pool is closed. A signal that interrupts
     /// the wait is given to the runner at once.
-    pub fn run_main(&self, runner: &mut dyn Runner) {
+    pub(super) fn run_main(&self, runner: &mut dyn Runner) {
         let seat = self.sit();
         self.run(seat, runner, true);
     }
@@ -212,6 +215,9 @@ impl Pool {
                 exchange.reply.fail(500, "");
             }
             seat.since_ns.store(0, Ordering::Relaxed);
+            if let Some(access) = &self.access {
+                access.record(&exchange);
+            }
             exchange.clear();
             blocked = alone || {
                 let wall = clock::monotonic_ns() - wall;
@@ -273,7 +279,7 @@ impl Pool {
     }
 
     /// No more requests come: runners leave when the queue is empty.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         let mut queue = lock(&self.queue);
         queue.closing = true;
         let mut seats = Vec::new();
@@ -288,7 +294,7 @@ impl Pool {
 
     /// Waits until all runner threads but the caller's have left, at most until `deadline`.
     /// Returns whether they have.
-    pub fn join(&self, deadline: Instant) -> bool {
+    pub(super) fn join(&self, deadline: Instant) -> bool {
         let mut queue = lock(&self.queue);
         while queue.alive > 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };

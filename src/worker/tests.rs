@@ -13,6 +13,7 @@ use super::io::Io;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
+use crate::config::Trusted;
 use crate::http::Policy;
 use crate::ring::{self, Accepting, Waker};
 
@@ -49,8 +50,7 @@ struct Server {
 fn rules() -> Rules {
     Rules {
         policy: Policy::default(),
-        trusted: Vec::new(),
-        trust_all: false,
+        trusted: Trusted::default(),
         connections_max: 1000,
         body_buffer_bytes: 64 * 1024,
         first_byte_ms: 30_000,
@@ -58,7 +58,9 @@ fn rules() -> Rules {
         body_ms: 30_000,
         response_ms: 30_000,
         keepalive_ms: 30_000,
+        linger_ms: 2_000,
         graceful_ms: 10_000,
+        timed: false,
     }
 }
 
@@ -67,7 +69,7 @@ impl Server {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
-        let pool = Arc::new(Pool::new(threads));
+        let pool = Arc::new(Pool::new(threads, None));
         let stop = Arc::new(AtomicU8::new(0));
         let (send, receive) = mpsc::channel();
         let io_thread = {
@@ -84,7 +86,7 @@ impl Server {
                     1 => Some(Stop::Graceful),
                     _ => Some(Stop::Quick),
                 };
-                io.run(&order, &AtomicU64::new(0)).unwrap();
+                io.run(&order, &|_| ()).unwrap();
                 pool.close();
             })
         };

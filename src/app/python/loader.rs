@@ -1,5 +1,7 @@
 //! Finds the application: `module`, `module:attribute`, `module:factory(literals)`.
 
+use std::path::Path;
+
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -121,8 +123,10 @@ fn suggestion(module: &Bound<'_, PyModule>, wanted: &str) -> String {
 ///
 /// # Errors
 /// What Python raises.
-pub(super) fn prepend_path(py: Python<'_>, directory: &str) -> PyResult<()> {
+pub(super) fn prepend_path(py: Python<'_>, directory: &Path) -> PyResult<()> {
     let path = py.import("sys")?.getattr("path")?;
+    // As text: what sys.path is made of.
+    let directory = directory.as_os_str();
     let present: bool = path.call_method1("__contains__", (directory,))?.extract()?;
     if present {
         path.call_method1("remove", (directory,))?;

@@ -1,0 +1,151 @@
+//! CPython as the master's host: forks with Python's fork hooks, loads the application, and becomes its
+//! first runner.
+
+use std::sync::Arc;
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use tracing::{debug, error};
+
+use super::loader;
+use super::object::detached;
+use super::wsgi::{Wsgi, traceback};
+use crate::config::Settings;
+use crate::error::{Exit, StartError};
+use crate::master::{Host, WorkerContext};
+use crate::worker;
+
+/// The interpreter that `_native.main` was called in.
+pub(super) struct PythonHost<'py> {
+    py: Python<'py>,
+    /// The application, when it was loaded before the fork.
+    application: Option<Py<PyAny>>,
+}
+
+impl<'py> PythonHost<'py> {
+    pub(super) fn new(py: Python<'py>) -> Self {
+        Self { py, application: None }
+    }
+
+    fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
+        let py = self.py;
+        let settings = &context.settings;
+        let application = match &self.application {
+            Some(application) => application.clone_ref(py),
+            None => loader::load(py, &settings.app)?,
+        };
+        let errors = py
+            .import("sys")
+            .and_then(|sys| sys.getattr("stderr"))
+            .map_err(|error| StartError::new(Exit::WorkerBoot, format!("cannot use sys.stderr: {error}")))?;
+        let script_name = std::env::var_os("SCRIPT_NAME").unwrap_or_default();
+        Ok(Wsgi::new(
+            application,
+            settings.threads > 1,
+            settings.workers > 1,
+            script_name.into_encoded_bytes(),
+            errors.unbind(),
+        ))
+    }
+}
+
+impl Host for PythonHost<'_> {
+    fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
+        self.application = Some(loader::load(self.py, &settings.app)?);
+        // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
+        if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
+            debug!("cannot freeze the heap: {error}");
+        }
+        Ok(())
+    }
+
+    fn before_fork(&mut self) {
+        // What waits in Python's buffers would be written by every worker.
+        flush(self.py);
+        // SAFETY: attached (`self.py`), on the thread that forks, and followed by one of the calls below.
+        unsafe { ffi::PyOS_BeforeFork() };
+    }
+
+    fn after_fork_parent(&mut self) {
+        // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
+        unsafe { ffi::PyOS_AfterFork_Parent() };
+    }
+
+    fn after_fork_child(&mut self) {
+        // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
+        unsafe { ffi::PyOS_AfterFork_Child() };
+    }
+
+    fn serve(&mut self, context: WorkerContext) -> i32 {
+        let code = match self.boot(&context) {
+            Ok(wsgi) => worker::run(context, Arc::new(wsgi)),
+            Err(error) => {
+                let text = error.to_string();
+                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error.exit().code()
+            }
+        };
+        finish(self.py);
+        code
+    }
+
+    fn wait(&mut self, wait: &mut dyn FnMut()) {
+        detached(self.py, wait);
+    }
+}
+
+/// Sets up what the application's import depends on: the directory, sys.path, the environment.
+///
+/// # Errors
+/// The directory cannot be entered, or Python refuses.
+pub(super) fn prepare(py: Python<'_>, settings: &Settings) -> Result<(), StartError> {
+    let refuse = |what: String| StartError::new(Exit::Start, what);
+    if let Some(directory) = &settings.chdir {
+        std::env::set_current_dir(directory).map_err(|error| {
+            let why = crate::sys::errno::describe(&error);
+            refuse(format!("cannot change to the directory {}: {why}", directory.display()))
+                .from(settings.source("chdir"))
+        })?;
+    }
+    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
+    let here = std::env::current_dir().map_err(|error| {
+        refuse(format!("the current directory is gone: {}", crate::sys::errno::describe(&error)))
+    })?;
+    loader::prepend_path(py, &here).map_err(python)?;
+    // In order, each at the front, as gunicorn does.
+    for directory in &settings.pythonpath {
+        loader::prepend_path(py, directory).map_err(python)?;
+    }
+    let environ = py.import("os").and_then(|os| os.getattr("environ")).map_err(python)?;
+    for (name, value) in &settings.raw_env {
+        // Through Python, which keeps a copy of the environment of its own.
+        environ.set_item(name, value).map_err(python)?;
+    }
+    Ok(())
+}
+
+/// The end of a worker's interpreter: what Python does at exit, without taking it apart. Threads that are
+/// still parked in it would not survive that.
+fn finish(py: Python<'_>) {
+    let run = |module: &str, function: &str| {
+        if let Err(error) = py.import(module).and_then(|module| module.call_method0(function)) {
+            error!("{module}.{function} failed\n{}", traceback(py, &error));
+        }
+    };
+    // Waits for the application's own threads, as the end of any Python program does.
+    run("threading", "_shutdown");
+    run("atexit", "_run_exitfuncs");
+    flush(py);
+}
+
+fn flush(py: Python<'_>) {
+    let Ok(sys) = py.import("sys") else { return };
+    for stream in ["stdout", "stderr"] {
+        // A closed or missing stream has nothing to lose.
+        if let Ok(stream) = sys.getattr(stream)
+            && !stream.is_none()
+        {
+            let _ = stream.call_method0("flush");
+        }
+    }
+}
