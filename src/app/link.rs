@@ -52,11 +52,7 @@ impl Port {
     /// A port that wakes the driver behind `waker`.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
-        Self {
-            waker,
-            reports: Mutex::new(Vec::new()),
-            draining: AtomicBool::new(false),
-        }
+        Self { waker, reports: Mutex::new(Vec::new()), draining: AtomicBool::new(false) }
     }
 
     /// Moves the reports since the last call into `into`. For the I/O thread.

@@ -215,7 +215,8 @@ impl Reply {
         let body = Rest::File(file, offset, framed.send as u64);
         let after = Rest::Copied(framed.after.to_vec(), 0);
         self.behind = true;
-        let rests = [Some(head), (framed.send > 0).then_some(body), (!framed.after.is_empty()).then_some(after)];
+        let rests =
+            [Some(head), (framed.send > 0).then_some(body), (!framed.after.is_empty()).then_some(after)];
         if self.link().queue(rests.into_iter().flatten()) {
             Ok(Sent::Room)
         } else {
@@ -264,7 +265,11 @@ impl Reply {
         } else {
             self.out.clear();
             error_page(status, message, self.is_head, self.date.now(), &mut self.out);
-            let body = self.out.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| self.out.len() - at - 4);
+            let body = self
+                .out
+                .windows(4)
+                .position(|end| end == b"\r\n\r\n")
+                .map_or(0, |at| self.out.len() - at - 4);
             self.failed = Some((status, body as u64));
             self.end = Some(End::Close);
             if !self.gone {

@@ -28,10 +28,10 @@ pub use crate::ring::Io;
 pub use value::{Foreign, Source, Value, Variable};
 
 use crate::error::{Exit, StartError};
-use crate::sys::errno::describe;
 use crate::limits;
 use crate::observe::{AccessFormat, Level, LogTarget};
 use crate::sys::account;
+use crate::sys::errno::describe;
 use settings::{Kind, SETTINGS, Setting, Support};
 
 /// An error in the configuration: exit code 1, or 2 when arguments cannot be understood.

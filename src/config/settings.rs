@@ -562,7 +562,7 @@ pub static SETTINGS: &[Setting] = &[
         "limit_request_line",
         &["--limit-request-line"],
         Count(0),
-        int(4094),
+        int(8190),
         "Bytes of a request line, at most; 0 = any number",
     ),
     setting(

@@ -29,7 +29,7 @@ fn choose(data: &[u8]) -> Option<(u8, Cuts, &[u8])> {
 pub fn fuzz_head(data: &[u8]) {
     let Some((choice, mut cuts, input)) = choose(data) else { return };
     let policy = Policy {
-        request_line_bytes_max: if choice & 1 == 0 { 4094 } else { 20 },
+        request_line_bytes_max: if choice & 1 == 0 { 8190 } else { 20 },
         fields_max: if choice & 2 == 0 { 100 } else { 3 },
         permit_unconventional_http_method: choice & 4 != 0,
         permit_unconventional_http_version: choice & 8 != 0,

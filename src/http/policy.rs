@@ -63,11 +63,11 @@ pub struct Policy {
 }
 
 impl Default for Policy {
-    /// gunicorn's defaults.
+    /// gunicorn's defaults, but for the request line: RFC 9112 section 3 recommends 8000 octets at least.
     fn default() -> Self {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         Self {
-            request_line_bytes_max: 4094,
+            request_line_bytes_max: 8190,
             fields_max: 100,
             field_bytes_max: FIELD_BYTES_DEFAULT,
             body_bytes_max: 0,
@@ -150,6 +150,6 @@ mod tests {
         policy.field_bytes_max = usize::MAX;
         policy.request_line_bytes_max = usize::MAX;
         assert_eq!(policy.head_limit(), 1 << 30);
-        assert_eq!(Policy::default().head_limit(), 100 * 8192 + 4094 + 4);
+        assert_eq!(Policy::default().head_limit(), 100 * 8192 + 8190 + 4);
     }
 }

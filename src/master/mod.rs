@@ -30,10 +30,10 @@ use crate::config::{Settings, WorkerClass};
 use crate::error::{Exit, StartError};
 use crate::limits::WORKERS_MAX;
 use crate::observe::CRITICAL;
+use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
-use crate::sys::clock::monotonic_ms;
 use crate::sys::shared::{SharedPage, SlotRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 
@@ -303,8 +303,9 @@ impl<'h> Master<'h> {
                     Action::Kill { pid, signal } => {
                         // It was not reaped yet, so the number is still its own.
                         if let Err(error) = process::kill(pid, signal) {
+                            // ESRCH: the worker has ended, and its end is about to be reaped.
                             let name = signal::name(signal.as_raw());
-                            error!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
+                            debug!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
                         }
                     }
                     Action::StopListening => self.listeners.unlink(),

@@ -26,13 +26,13 @@ use std::time::Duration;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use crate::sys::clock::monotonic_ms;
 use super::buffers::{map_anonymous, unmap};
 use super::epoll::{is_of_one_connection, is_transient};
 use super::key::{pack, unpack};
 use super::op::{Accepting, Driver, Event, Token};
 use super::{Pool, RecvBuffer, Socket, Waker};
 use crate::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS, SLOTS_MAX};
+use crate::sys::clock::monotonic_ms;
 
 /// The buffer group of the ring's receives.
 const GROUP: u16 = 0;

@@ -10,7 +10,8 @@ pub fn describe(error: &io::Error) -> String {
     let Some(number) = error.raw_os_error() else { return text };
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
-    let lower: String = letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect());
+    let lower: String =
+        letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect());
     match name(number) {
         Some(name) => format!("{lower} ({name})"),
         None => format!("{lower} (errno {number})"),

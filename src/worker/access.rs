@@ -100,7 +100,12 @@ impl AccessRecord for View<'_> {
     }
 
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
-        self.exchange.request.fields().filter(|(field, _)| field.eq_ignore_ascii_case(name)).last().map(|(_, value)| value)
+        self.exchange
+            .request
+            .fields()
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+            .last()
+            .map(|(_, value)| value)
     }
 
     fn response_header(&self, name: &[u8]) -> Option<&[u8]> {

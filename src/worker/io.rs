@@ -14,14 +14,16 @@ use super::conn::{Conn, Gathering, Phase};
 use super::pool::{Pool, Watch};
 use super::table::Table;
 use super::{Door, Rules, Stop};
-use crate::app::{Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal};
+use crate::app::{
+    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
+};
 use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
     PIPELINE_BYTES_MAX,
 };
-use crate::sys::clock;
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
+use crate::sys::clock;
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -39,6 +41,10 @@ pub(super) struct Io {
     app: Arc<dyn Application>,
     port: Arc<Port>,
     blank: Option<Box<Exchange>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "boxes go round between threads; moving them must not move 500 bytes"
+    )]
     batch: Vec<Box<Exchange>>,
     /// Decoded bytes of bodies that nobody wants.
     waste: Vec<u8>,
@@ -300,8 +306,12 @@ impl Io {
             match &mut conn.phase {
                 Phase::Head => {
                     let mut exchange = self.blank.take().unwrap_or_else(|| self.pool.blank());
-                    let parsed =
-                        exchange.request.head.parse(rest, &mut conn.scanned, &self.rules.policy, conn.trusted);
+                    let parsed = exchange.request.head.parse(
+                        rest,
+                        &mut conn.scanned,
+                        &self.rules.policy,
+                        conn.trusted,
+                    );
                     match parsed {
                         Ok(Some(length)) => {
                             conn.scanned = 0;
@@ -382,7 +392,8 @@ impl Io {
             return;
         }
         let decoder = BodyDecoder::new(framing, &self.rules.policy);
-        let streamed = matches!(framing, Framing::Length(length) if length > self.rules.body_buffer_bytes as u64);
+        let streamed =
+            matches!(framing, Framing::Length(length) if length > self.rules.body_buffer_bytes as u64);
         let Some(conn) = self.conns.get(token) else { return };
         if expects && !more {
             if streamed {
@@ -438,7 +449,8 @@ impl Io {
         conn.phase = Phase::InHand(stream.map(Box::new));
         self.batch.push(exchange);
         // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
-        let next = if matches!(self.conns.get(token), Some(conn) if matches!(conn.phase, Phase::InHand(Some(_)))) {
+        let next = if matches!(self.conns.get(token), Some(conn) if matches!(conn.phase, Phase::InHand(Some(_))))
+        {
             self.rules.body_ms
         } else {
             self.rules.keepalive_ms
@@ -652,10 +664,7 @@ impl Io {
 
     fn on_expired(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        if conn.wheel_ms > self.now_ms {
-            // An entry that a nearer one has overtaken.
-            return;
-        }
+        // The wheel keeps one entry for each slot, the earliest: it may stem from the slot's last user.
         conn.wheel_ms = u64::MAX;
         if conn.deadline_ms > self.now_ms {
             let left = conn.deadline_ms.saturating_sub(self.now_ms);
@@ -666,7 +675,10 @@ impl Io {
         }
         match &conn.phase {
             Phase::Head if conn.in_head => {
-                self.refuse(token, &Refusal { status: 408, detail: "the request head did not arrive in time".into() });
+                self.refuse(
+                    token,
+                    &Refusal { status: 408, detail: "the request head did not arrive in time".into() },
+                );
             }
             Phase::Body(_) => {
                 self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });

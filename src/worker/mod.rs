@@ -135,7 +135,10 @@ fn milliseconds(time: Duration) -> u64 {
 /// As many connections as there are descriptors for, less what the application and the server open.
 fn connections_max() -> usize {
     let descriptors = rlimit::raise_descriptors().unwrap_or(1024);
-    usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(DESCRIPTORS_RESERVED).max(DESCRIPTORS_RESERVED)
+    usize::try_from(descriptors)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(DESCRIPTORS_RESERVED)
+        .max(DESCRIPTORS_RESERVED)
 }
 
 /// How the worker was told to leave.
@@ -195,7 +198,9 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
     let pool = Arc::new(Pool::new(context.settings.threads, access.clone()));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
-        thread::Builder::new().name("ringhorn-io".into()).spawn(move || io_thread(context, &pool, app, access))
+        thread::Builder::new()
+            .name("ringhorn-io".into())
+            .spawn(move || io_thread(context, &pool, app, access))
     };
     let io = match started {
         Ok(io) => io,

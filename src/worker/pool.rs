@@ -38,6 +38,10 @@ struct Seat {
 
 struct Queue {
     ready: VecDeque<Box<Exchange>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "boxes go round between threads; moving them must not move 500 bytes"
+    )]
     spare: Vec<Box<Exchange>>,
     /// Indices of parked runners; the last one parked is woken first, because its memory is warm.
     parked: Vec<usize>,
@@ -99,6 +103,7 @@ impl Pool {
     }
 
     /// Queues a turn's requests, and wakes a runner when none is awake. Returns how many now wait.
+    #[expect(clippy::vec_box, reason = "boxes go round between threads; moving them must not move 500 bytes")]
     pub(super) fn submit(&self, batch: &mut Vec<Box<Exchange>>) -> usize {
         if batch.is_empty() {
             return 0;
@@ -132,7 +137,8 @@ impl Pool {
             *watch = Watch { taken: queue.taken, ..Watch::default() };
             return;
         }
-        let cpu_ns: u64 = queue.seats.iter().filter_map(|seat| lock(&seat.clock).and_then(ThreadClock::nanoseconds)).sum();
+        let cpu_ns: u64 =
+            queue.seats.iter().filter_map(|seat| lock(&seat.clock).and_then(ThreadClock::nanoseconds)).sum();
         let Some(since) = watch.since.filter(|_| watch.taken == queue.taken) else {
             // The queue moved: start to measure anew.
             *watch = Watch { taken: queue.taken, since: Some(now), cpu_ns, busy: None };
@@ -208,7 +214,8 @@ impl Pool {
         let mut blocked = true;
         while let Some((mut exchange, alone)) = self.take(index, &seat, runner, main, done.take(), blocked) {
             // With company, the CPU clock (a system call) tells afterwards whether this request blocked.
-            let (wall, cpu) = if alone { (clock::monotonic_ns(), 0) } else { (clock::monotonic_ns(), own_cpu_ns(&seat)) };
+            let (wall, cpu) =
+                if alone { (clock::monotonic_ns(), 0) } else { (clock::monotonic_ns(), own_cpu_ns(&seat)) };
             seat.since_ns.store(wall, Ordering::Relaxed);
             runner.run(&mut exchange);
             if !exchange.reply.is_finished() {

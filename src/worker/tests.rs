@@ -65,7 +65,12 @@ fn rules() -> Rules {
 }
 
 impl Server {
-    fn start(io: ring::Io, threads: usize, rules: Rules, handler: impl Fn(&mut Exchange) + Send + Sync + 'static) -> Self {
+    fn start(
+        io: ring::Io,
+        threads: usize,
+        rules: Rules,
+        handler: impl Fn(&mut Exchange) + Send + Sync + 'static,
+    ) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
@@ -78,8 +83,19 @@ impl Server {
                 let (driver, _) = ring::open(io).unwrap();
                 let waker = driver.waker();
                 send.send(waker.clone()).unwrap();
-                let door = Door { fd: socket.into(), listener: Arc::new(Listener::inet(addr)), accepting: Accepting::Alone };
-                let mut io = Io::new(driver, vec![door], Arc::new(rules), Arc::clone(&pool), app, Arc::new(Port::new(waker)));
+                let door = Door {
+                    fd: socket.into(),
+                    listener: Arc::new(Listener::inet(addr)),
+                    accepting: Accepting::Alone,
+                };
+                let mut io = Io::new(
+                    driver,
+                    vec![door],
+                    Arc::new(rules),
+                    Arc::clone(&pool),
+                    app,
+                    Arc::new(Port::new(waker)),
+                );
                 io.open();
                 let order = || match stop.load(Ordering::Acquire) {
                     0 => None,
@@ -212,7 +228,8 @@ fn keep_alive_answers_one_request_after_the_other() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order_at_every_split() {
-    let all = [get("/1"), "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".into(), get("/3")].concat();
+    let all = [get("/1"), "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".into(), get("/3")]
+        .concat();
     on_both(|io| {
         let server = Server::start(io, 2, rules(), echo);
         for split in 1..all.len() {
@@ -252,7 +269,11 @@ fn connection_close_ends_in_order_and_ignores_what_follows() {
 fn garbage_is_refused_and_the_worker_serves_on() {
     on_both(|io| {
         let server = Server::start(io, 1, rules(), echo);
-        for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"GET /\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+        for garbage in [
+            &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+            b"GET /\r\n\r\n",
+            b"\0\0\0\0\r\n\r\n",
+        ] {
             let got = server.exchange(garbage);
             assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{got}");
         }
@@ -266,7 +287,11 @@ fn a_body_larger_than_the_buffer_arrives_whole_with_back_pressure() {
         let server = Server::start(io, 2, rules(), echo);
         let body = vec![b'x'; 3_000_000];
         let mut stream = server.connect();
-        stream.write_all(format!("PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+        stream
+            .write_all(
+                format!("PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(),
+            )
+            .unwrap();
         stream.write_all(&body).unwrap();
         stream.write_all(get("/next").as_bytes()).unwrap();
         let got = read_until(&mut stream, "GET /next 0\n");
@@ -321,7 +346,9 @@ fn expect_continue_is_answered_before_the_body() {
         let server = Server::start(io, 2, rules(), echo);
         for length in [5, 100_000] {
             let mut stream = server.connect();
-            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+            let head = format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+            );
             stream.write_all(head.as_bytes()).unwrap();
             assert_eq!(read_until(&mut stream, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
             stream.write_all(&vec![b'x'; length]).unwrap();

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ringhorn::config::{Bind, Settings};
 use ringhorn::master::{LocalAddr, NativeHost, WorkerContext, WorkerListener, run};
+use ringhorn::observe::{Level, LogTarget};
 use ringhorn::sys::process::{Pid, kill};
 use ringhorn::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -35,7 +36,7 @@ const PORT: &str = "RINGHORN_TEST_PORT";
 fn scenario() {
     let Ok(name) = std::env::var(SCENARIO) else { return };
     // The fields of the log are not looked at, its lines are.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
+    ringhorn::observe::install(&LogTarget::Standard, Level::Info).unwrap();
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let port = std::env::var(PORT).map_or(0, |port| port.parse().unwrap());
     let mut settings = Settings::default();
@@ -101,7 +102,7 @@ fn hold(worker: &WorkerContext) -> i32 {
 fn serve(worker: WorkerContext) -> i32 {
     worker.set_ready();
     loop {
-        worker.record().beat(ringhorn::sys::shared::monotonic_ms());
+        worker.record().beat(ringhorn::sys::clock::monotonic_ms());
         let mut waiting = vec![PollFd::from_borrowed_fd(worker.signals.event(), PollFlags::IN)];
         let listeners = worker.listeners.iter();
         waiting.extend(listeners.map(|listener| PollFd::new(&listener.fd, PollFlags::IN)));
@@ -438,7 +439,10 @@ fn a_port_in_use_is_an_error_of_three_lines_and_code_one() {
     let (status, lines, _) = Server::start_on("serve", port).wait();
     assert_eq!(status.code(), Some(1), "{lines:#?}");
     let at = lines.iter().position(|line| line.contains("cannot bind")).unwrap();
-    assert!(lines[at].contains(&format!("127.0.0.1:{port}: address already in use (EADDRINUSE)")), "{lines:#?}");
+    assert!(
+        lines[at].contains(&format!("127.0.0.1:{port}: address already in use (EADDRINUSE)")),
+        "{lines:#?}"
+    );
     assert!(lines[at + 1].starts_with("  from: ") && lines[at + 2].starts_with("  hint: "), "{lines:#?}");
     assert_eq!(count(&lines, "Booting worker"), 0);
 }

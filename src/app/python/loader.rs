@@ -15,7 +15,8 @@ use crate::error::{Exit, StartError};
 /// [`Exit::AppLoad`] when the name does not lead to an application, [`Exit::WorkerBoot`] when its own code
 /// failed, with the Python traceback.
 pub(super) fn load(py: Python<'_>, spec: &str) -> Result<Py<PyAny>, StartError> {
-    let fail = |exit, what: String| StartError::new(exit, format!("cannot load application '{spec}': {what}"));
+    let fail =
+        |exit, what: String| StartError::new(exit, format!("cannot load application '{spec}': {what}"));
     let (module, object) = spec.split_once(':').unwrap_or((spec, "application"));
     let imported = py.import(module).map_err(|error| {
         let hint = if module.contains('/') || module.ends_with(".py") {
@@ -41,7 +42,8 @@ pub(super) fn load(py: Python<'_>, spec: &str) -> Result<Py<PyAny>, StartError> 
             if error.traceback(py).is_none() && error.is_instance_of::<PyTypeError>(py) {
                 fail(Exit::AppLoad, error.value(py).to_string()).hint("the arguments do not fit the factory")
             } else {
-                fail(Exit::WorkerBoot, format!("{object} failed: {}", error.value(py))).detail(traceback(py, &error))
+                fail(Exit::WorkerBoot, format!("{object} failed: {}", error.value(py)))
+                    .detail(traceback(py, &error))
             }
         })?,
     };

@@ -18,7 +18,9 @@ use tracing::{debug, error, warn};
 use super::input::Input;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
-use crate::app::{Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent};
+use crate::app::{
+    Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
+};
 use crate::http::Version;
 
 /// An application behind `wsgi.application(environ, start_response)`.
@@ -194,13 +196,15 @@ fn begin(
             return Err(PyErr::from_value(raised));
         }
         None if reply.is_started() => {
-            return Err(PyAssertionError::new_err("start_response was called a second time without exc_info"));
+            return Err(PyAssertionError::new_err(
+                "start_response was called a second time without exc_info",
+            ));
         }
         _ => {}
     }
-    let status = status.cast::<PyString>().map_err(|_| {
-        PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status)))
-    })?;
+    let status = status
+        .cast::<PyString>()
+        .map_err(|_| PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status))))?;
     let line = latin1_bytes(status).ok_or_else(|| invalid("the status is not latin-1 text"))?;
     reply.start(line).map_err(|error| refused(&error))?;
     if let Ok(list) = headers.cast_exact::<PyList>() {
@@ -230,7 +234,11 @@ fn header(reply: &mut Reply, pair: &Bound<'_, PyAny>) -> PyResult<()> {
         PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(&name)))
     })?;
     let value = value.cast::<PyString>().map_err(|_| {
-        PyTypeError::new_err(format!("the value of response header {} must be a str, not {}", &*name, type_name(&value)))
+        PyTypeError::new_err(format!(
+            "the value of response header {} must be a str, not {}",
+            &*name,
+            type_name(&value)
+        ))
     })?;
     let (Some(name), Some(value)) = (latin1_bytes(&name), latin1_bytes(&value)) else {
         return Err(invalid("a response header is not latin-1 text"));
@@ -280,7 +288,12 @@ fn send_piece(
     }
 }
 
-pyo3::create_exception!(ringhorn, ClientGone, pyo3::exceptions::PyConnectionError, "The client left before the answer was complete.");
+pyo3::create_exception!(
+    ringhorn,
+    ClientGone,
+    pyo3::exceptions::PyConnectionError,
+    "The client left before the answer was complete."
+);
 
 fn never_started() -> PyErr {
     PyAssertionError::new_err("the application did not call start_response")
@@ -384,12 +397,17 @@ struct Methods<'py>([(&'static [u8], Bound<'py, PyString>); 7]);
 
 impl<'py> Methods<'py> {
     fn new(py: Python<'py>) -> Self {
-        Self([&b"GET"[..], b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"]
-            .map(|method| (method, intern_latin1(py, method))))
+        Self(
+            [&b"GET"[..], b"POST", b"HEAD", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"]
+                .map(|method| (method, intern_latin1(py, method))),
+        )
     }
 
     fn get(&self, py: Python<'py>, method: &[u8]) -> Bound<'py, PyString> {
-        self.0.iter().find(|(name, _)| *name == method).map_or_else(|| latin1(py, method), |(_, text)| text.clone())
+        self.0
+            .iter()
+            .find(|(name, _)| *name == method)
+            .map_or_else(|| latin1(py, method), |(_, text)| text.clone())
     }
 }
 
@@ -418,6 +436,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             return Ok(template.clone());
         }
         let template = self.wsgi.template(self.py, listener)?;
+        template.set_item(intern!(self.py, "wsgi.input"), &self.no_input)?;
         self.templates.push((at, template.clone()));
         Ok(template)
     }
@@ -442,6 +461,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             Some(name) => name.of(&request.bytes),
             None => &self.wsgi.script_name,
         };
+        if !mount.is_empty() && !path.starts_with(mount) {
+            return Err(invalid("the path is not below SCRIPT_NAME"));
+        }
         if mount.is_empty() && path == request.target() && !path.contains(&b'%') {
             environ.set_item(intern!(py, "PATH_INFO"), &target)?;
         } else {
@@ -501,14 +523,15 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         let environ = self.environ(&exchange.request, input, length)?;
         let call = self.callables.call.get();
         call.reply.store(&raw mut exchange.reply, Ordering::Release);
-        let answered = call2(&self.application, environ.as_any(), &self.callables.start_response).and_then(|iterable| {
-            let sent = self.send(&iterable);
-            // close() is called once whatever happened, and what it raises does not hide an earlier error.
-            if let Err(error) = close(&iterable) {
-                error!("Error in close() of a response\n{}", traceback(self.py, &error));
-            }
-            sent
-        });
+        let answered =
+            call2(&self.application, environ.as_any(), &self.callables.start_response).and_then(|iterable| {
+                let sent = self.send(&iterable);
+                // close() is called once whatever happened, and what it raises does not hide an earlier error.
+                if let Err(error) = close(&iterable) {
+                    error!("Error in close() of a response\n{}", traceback(self.py, &error));
+                }
+                sent
+            });
         // From here on the reply is the runner's alone again.
         call.reply.store(std::ptr::null_mut(), Ordering::Release);
         answered
@@ -683,7 +706,9 @@ fn join_values(
 
 /// On a unix socket the client's idea of the server is all there is (as in gunicorn).
 fn server_from_host(environ: &Bound<'_, PyDict>, request: &Request) -> PyResult<()> {
-    let Some((_, host)) = request.fields().find(|(name, _)| name.eq_ignore_ascii_case(b"host")) else { return Ok(()) };
+    let Some((_, host)) = request.fields().find(|(name, _)| name.eq_ignore_ascii_case(b"host")) else {
+        return Ok(());
+    };
     let py = environ.py();
     let default: &[u8] = if request.head().scheme_override == Some(Scheme::Https) { b"443" } else { b"80" };
     let (name, port) = match memchr::memrchr(b':', host) {
