@@ -17,7 +17,7 @@ use super::{Door, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
 };
-use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
+use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
     PIPELINE_BYTES_MAX,
@@ -192,10 +192,11 @@ impl Io {
             }
         };
         let trusted = self.rules.trusts(&peer);
+        let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
         let port = Arc::clone(&self.port);
-        let token = self
-            .conns
-            .insert(|token| Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted));
+        let token = self.conns.insert(|token| {
+            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy)
+        });
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
         if self.conns.len() >= self.rules.connections_max && !self.crowded {
@@ -246,7 +247,10 @@ impl Io {
         {
             conn.phase = Phase::Head;
         }
-        if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
+        if conn.before_proxy {
+            conn.input.extend_from_slice(bytes);
+            self.on_proxy_header(token);
+        } else if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
             let used = self.consume(token, bytes);
             if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty())
                 && let Some(conn) = self.conns.get(token)
@@ -258,6 +262,41 @@ impl Io {
             self.consume_input(token);
         }
         self.settle(token);
+    }
+
+    /// The first bytes of a connection that may begin with a PROXY header. What follows it is a request.
+    fn on_proxy_header(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let parsed = parse_proxy(&conn.input, self.rules.proxy_mode);
+        if matches!(parsed, Ok(None)) {
+            if !conn.in_head {
+                conn.in_head = true;
+                self.set_deadline(token, self.rules.header_ms);
+            }
+            return;
+        }
+        if !matches!(parsed, Ok(Some((_, ProxyInfo::Absent)))) && !self.rules.is_proxy(conn.link.peer()) {
+            self.refuse(token, &Refusal::new(403, "this peer may not send a PROXY header"));
+            return;
+        }
+        match parsed {
+            Ok(Some((used, info))) => {
+                conn.before_proxy = false;
+                conn.in_head = false;
+                conn.input.drain(..used);
+                if let ProxyInfo::Proxied { source, destination } = info
+                    // Nobody else has the link before the first request is handed over.
+                    && let Some(link) = Arc::get_mut(&mut conn.link)
+                {
+                    link.announce(source, destination);
+                }
+                // The proxy may connect long before its client asks.
+                self.set_deadline(token, self.rules.first_byte_ms);
+                self.consume_input(token);
+            }
+            Err(refused) => self.refuse(token, &refused),
+            Ok(None) => {}
+        }
     }
 
     /// Understands what waits in the connection's input.

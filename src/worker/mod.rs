@@ -26,7 +26,7 @@ use self::io::Io;
 use self::pool::Pool;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
-use crate::http::Policy;
+use crate::http::{Policy, ProxyMode};
 use crate::limits::{DESCRIPTORS_RESERVED, QUICK_STOP_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
@@ -73,6 +73,9 @@ impl Door {
 struct Rules {
     policy: Policy,
     trusted: Trusted,
+    /// Which PROXY headers connections may begin with, and who may send them.
+    proxy_mode: ProxyMode,
+    proxies: Trusted,
     connections_max: usize,
     body_buffer_bytes: usize,
     first_byte_ms: u64,
@@ -106,6 +109,8 @@ impl Rules {
                 casefold_http_method: settings.casefold_http_method,
             },
             trusted: settings.forwarded_allow_ips.clone(),
+            proxy_mode: settings.proxy_protocol,
+            proxies: settings.proxy_allow_ips.clone(),
             connections_max: settings.worker_connections.unwrap_or_else(connections_max),
             body_buffer_bytes: settings.body_buffer,
             first_byte_ms: limit(settings.first_byte_timeout),
@@ -119,12 +124,23 @@ impl Rules {
         }
     }
 
-    /// Whether the peer may speak for others (`forwarded_allow_ips`; gunicorn trusts unix peers always).
+    /// Whether the peer may speak for others (`forwarded_allow_ips`).
     fn trusts(&self, peer: &Peer) -> bool {
-        match peer {
-            Peer::Unix => true,
-            Peer::Inet { ip, .. } => self.trusted.contains(*ip),
-        }
+        is_among(&self.trusted, peer)
+    }
+
+    /// Whether the peer may send a PROXY header (`proxy_allow_ips`).
+    fn is_proxy(&self, peer: &Peer) -> bool {
+        is_among(&self.proxies, peer)
+    }
+}
+
+/// Peers of unix sockets are among the trusted always, as in gunicorn: who may connect is a matter of the
+/// file's permissions.
+fn is_among(trusted: &Trusted, peer: &Peer) -> bool {
+    match peer {
+        Peer::Unix => true,
+        Peer::Inet { ip, .. } => trusted.contains(*ip),
     }
 }
 
