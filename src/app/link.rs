@@ -381,6 +381,12 @@ impl Link {
         self.changed.notify_all();
     }
 
+    /// Whether the client waits for `100 Continue` because nobody has read of the body yet.
+    #[must_use]
+    pub fn owes_continue(&self) -> bool {
+        lock(&self.gate).continue_owed
+    }
+
     /// Drops what nobody will read of a streamed body.
     pub fn discard_body(&self) {
         let mut gate = lock(&self.gate);

@@ -19,8 +19,8 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    PIPELINE_BYTES_MAX,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS,
+    LINGER_BYTES_MAX, PIPELINE_BYTES_MAX,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -36,6 +36,8 @@ pub(super) struct Io {
     crowded: bool,
     /// When to try again to accept, after the process ran out of descriptors.
     accept_again_ms: Option<u64>,
+    /// When the log was last told that accepting fails.
+    accept_warned_ms: Option<u64>,
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
@@ -69,6 +71,7 @@ impl Io {
             doors,
             crowded: false,
             accept_again_ms: None,
+            accept_warned_ms: None,
             rules,
             pool,
             app,
@@ -210,8 +213,12 @@ impl Io {
 
     fn accept_failed(&mut self, listener: usize, error: &io::Error) {
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
-        if self.accept_again_ms.is_none() {
-            warn!(%error, "cannot accept on {}; trying again in {ACCEPT_RETRY_MS} ms", self.doors[listener].listener.name);
+        if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
+            self.accept_warned_ms = Some(self.now_ms);
+            warn!(
+                "cannot accept on {}: {error}; trying again every {ACCEPT_RETRY_MS} ms",
+                self.doors[listener].listener.name
+            );
         }
         self.accept_again_ms = Some(self.now_ms + ACCEPT_RETRY_MS);
     }
@@ -476,6 +483,7 @@ impl Io {
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
         let Some(conn) = self.conns.get(token) else { return };
+        exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
         if self.rules.timed {
             exchange.request.received_ns = clock::monotonic_ns();
@@ -632,7 +640,14 @@ impl Io {
         match conn.link.flush() {
             Flushed::All => {
                 conn.writing = false;
-                self.set_deadline(token, u64::MAX);
+                let next = match conn.phase {
+                    // While receiving is paused the application is slow, not the client.
+                    Phase::InHand(Some(_)) if conn.paused => u64::MAX,
+                    Phase::InHand(Some(_)) => self.rules.body_ms,
+                    // The end of the answer may pass without a report: the wheel finds the connection idle.
+                    _ => self.rules.keepalive_ms,
+                };
+                self.set_deadline(token, next);
                 self.look(token);
             }
             Flushed::Full { progress } => {
@@ -726,6 +741,10 @@ impl Io {
                 debug!("{} stopped reading its answer", conn.link.peer());
                 conn.link.socket().abort();
                 self.close(token);
+            }
+            // The client waits for `100 Continue`, and the application has not asked for the body yet.
+            Phase::InHand(Some(_)) if conn.link.owes_continue() => {
+                self.set_deadline(token, self.rules.body_ms)
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::TimedOut),
             Phase::InHand(None) => {

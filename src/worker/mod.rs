@@ -27,7 +27,7 @@ use self::pool::Pool;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
 use crate::http::{Policy, ProxyMode};
-use crate::limits::{DESCRIPTORS_RESERVED, QUICK_STOP_MS};
+use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice, Socket};
@@ -82,6 +82,8 @@ struct Rules {
     header_ms: u64,
     body_ms: u64,
     response_ms: u64,
+    /// Whether connections go on after their first request.
+    keep_alive: bool,
     keepalive_ms: u64,
     linger_ms: u64,
     graceful_ms: u64,
@@ -117,7 +119,9 @@ impl Rules {
             header_ms: limit(settings.header_timeout),
             body_ms: limit(settings.body_timeout),
             response_ms: limit(settings.response_timeout),
-            keepalive_ms: milliseconds(settings.keepalive),
+            keep_alive: !settings.keepalive.is_zero(),
+            // Also how often a busy connection is looked at, so never 0.
+            keepalive_ms: milliseconds(settings.keepalive).max(HEARTBEAT_MS / 10),
             linger_ms: milliseconds(settings.linger_timeout),
             graceful_ms: milliseconds(settings.graceful_timeout),
             timed,

@@ -59,6 +59,7 @@ fn rules() -> Rules {
         header_ms: 30_000,
         body_ms: 30_000,
         response_ms: 30_000,
+        keep_alive: true,
         keepalive_ms: 30_000,
         linger_ms: 2_000,
         graceful_ms: 10_000,
