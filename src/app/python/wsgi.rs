@@ -742,7 +742,12 @@ fn percent_decode(path: &[u8]) -> Vec<u8> {
 pub(super) fn traceback(py: Python<'_>, error: &PyErr) -> String {
     let formatted = py
         .import(intern!(py, "traceback"))
-        .and_then(|module| module.call_method1(intern!(py, "format_exception"), (error.value(py),)))
+        .and_then(|module| {
+            module.call_method1(
+                intern!(py, "format_exception"),
+                (error.get_type(py), error.value(py), error.traceback(py)),
+            )
+        })
         .and_then(|lines| lines.extract::<Vec<String>>());
     match formatted {
         Ok(lines) => lines.concat().trim_end().to_owned(),
