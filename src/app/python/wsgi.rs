@@ -568,6 +568,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                     .map_err(|Gone| ClientGone::new_err("the client closed the connection"))
             });
         }
+        if iterable.is_none() {
+            return Err(PyTypeError::new_err("the application returned None in place of an iterable of bytes"));
+        }
         for piece in iterable.try_iter()? {
             let piece = piece?;
             let piece = piece.cast::<PyBytes>().map_err(|_| not_bytes(&piece))?;
