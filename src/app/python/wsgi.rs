@@ -501,8 +501,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         for (name, value) in request.fields() {
             let key = self.names.key(py, name);
             let value = latin1(py, value);
+            // Told by the count: equal values of one character are the same object.
+            let before = environ.len();
             let present = set_default(&environ, &key, &value)?;
-            if !present.is(&value) {
+            if environ.len() == before {
                 join_values(&environ, &key, &present, &value)?;
             }
         }
