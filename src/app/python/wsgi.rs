@@ -569,7 +569,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             });
         }
         if iterable.is_none() {
-            return Err(PyTypeError::new_err("the application returned None in place of an iterable of bytes"));
+            return Err(PyTypeError::new_err(
+                "the application returned None in place of an iterable of bytes",
+            ));
         }
         for piece in iterable.try_iter()? {
             let piece = piece?;
