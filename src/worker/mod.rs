@@ -33,7 +33,7 @@ use crate::observe;
 use crate::ring::{self, Accepting, Choice, Socket};
 use crate::sys::shared::WorkerState;
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{fd, process, rlimit, signal};
+use crate::sys::{atfork, fd, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -48,6 +48,7 @@ impl Door {
             LocalAddr::Tcp(addr) => Listener::inet(addr),
             LocalAddr::Unix(path) => Listener::unix(path),
         };
+        atfork::note(from.fd.as_raw_fd());
         Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting }
     }
 
@@ -267,6 +268,7 @@ fn serve(
         debug!("cannot set SCHED_BATCH: {error}");
     }
     let (driver, choice) = ring::open(context.settings.io)?;
+    choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
     let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
