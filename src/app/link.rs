@@ -422,7 +422,7 @@ impl Link {
     }
 
     /// Whether more than the connection's bound waits to be sent.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         let gate = lock(&self.gate);
         !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES
     }
@@ -454,6 +454,15 @@ impl Link {
         }
         let was = self.state.swap(FINISHED, Ordering::AcqRel);
         self.port.report(self.token, !announced || was == BUSY_ATTENTION);
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Link {
+    /// Bytes of the answer, and bytes of the request's body, that wait here.
+    pub(crate) fn held_bytes(&self) -> (usize, usize) {
+        let gate = lock(&self.gate);
+        (gate.rest_bytes, gate.body.len())
     }
 }
 

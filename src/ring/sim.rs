@@ -30,10 +30,10 @@ const STUCK: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A small generator of well-mixed numbers (splitmix64): not for secrets, only for variety.
 #[derive(Clone, Debug)]
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,16 +41,16 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.roll() % bound.max(1) as u64) as usize
     }
 
-    fn one_in(&mut self, count: usize) -> bool {
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 
     /// How much of `count` goes through at once: often all, often one byte, else anything between.
-    fn part(&mut self, count: usize) -> usize {
+    pub(crate) fn part(&mut self, count: usize) -> usize {
         match self.below(4) {
             0 | 1 => count,
             2 => count.min(1),
@@ -188,6 +188,12 @@ impl Client {
         wire.to_client.drain(..count).collect()
     }
 
+    /// Something has come that was not read.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        !lock(&self.wire).to_client.is_empty()
+    }
+
     /// The server has ended its direction, and every byte before the end has been read.
     #[must_use]
     pub fn is_ended(&self) -> bool {
@@ -250,6 +256,12 @@ impl Network {
         lock(&self.shared).accept_errors.push_back((listener, errno));
     }
 
+    /// The time, in milliseconds.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        lock(&self.shared).now_ms
+    }
+
     /// Lets time pass.
     pub fn pass_ms(&self, ms: u64) {
         lock(&self.shared).now_ms += ms;
@@ -296,6 +308,12 @@ impl Sim {
             now_ms,
         };
         Ok((sim, network))
+    }
+
+    /// Whether every receive buffer is free.
+    #[must_use]
+    pub fn has_all_buffers(&self) -> bool {
+        self.pool.free() == usize::from(self.pool.count())
     }
 
     fn known(&mut self, token: Token) -> Option<&mut Slot> {

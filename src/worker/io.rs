@@ -49,6 +49,11 @@ pub(super) struct Io {
     /// Decoded bytes of bodies that nobody wants.
     waste: Vec<u8>,
     draining: Option<u64>,
+    /// Requests that waited for a runner at the end of the last turn.
+    waiting: usize,
+    events: Vec<Event>,
+    reports: Vec<Token>,
+    expired: Vec<Token>,
 }
 
 impl Io {
@@ -77,6 +82,10 @@ impl Io {
             batch: Vec::new(),
             waste: Vec::new(),
             draining: None,
+            waiting: 0,
+            events: Vec::new(),
+            reports: Vec::new(),
+            expired: Vec::new(),
         }
     }
 
@@ -96,64 +105,83 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64)) -> io::Result<u64> {
-        let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
-        let mut waiting = 0;
         loop {
-            let timeout = self.timeout(waiting > 0);
-            self.driver.turn(Some(timeout), &mut events)?;
-            self.now_ms = self.driver.now_ms();
+            self.turn()?;
             pulse(self.now_ms);
-
-            // Reports first: a connection that became idle can take the bytes that came in this turn.
-            self.port.collect(&mut reports);
-            for token in reports.drain(..) {
-                self.look(token);
-            }
-            for event in events.drain(..) {
-                self.on_event(event);
-            }
-            self.wheel.expired(self.now_ms, &mut expired);
-            for token in expired.drain(..) {
-                self.on_expired(token);
-            }
-            if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
-                self.accept_again_ms = None;
-                self.open();
-            }
-            if self.batch.is_empty() {
-                if waiting > 0 {
-                    waiting = self.pool.waiting();
-                }
-            } else {
-                waiting = self.pool.submit(&mut self.batch);
-            }
-            if waiting > 0 {
+            if self.waiting > 0 {
                 self.pool.supervise(&mut watch, &self.app);
             }
-            match stop() {
-                Some(Stop::Quick) => {
-                    self.draining = None;
-                    break;
-                }
-                Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
-                _ => {}
-            }
-            if let Some(deadline) = self.draining
-                && (self.conns.len() == 0 || self.now_ms >= deadline)
-            {
+            if self.obey(stop()) {
                 break;
             }
         }
-        for token in self.conns.tokens() {
-            self.close(token);
-        }
+        self.close_all();
         Ok(self.draining.map_or(0, |deadline| deadline.saturating_sub(self.now_ms)))
     }
 
-    fn timeout(&self, requests_wait: bool) -> Duration {
+    /// Waits until something happens, and moves every connection that it concerns one step.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let mut events = std::mem::take(&mut self.events);
+        self.driver.turn(Some(timeout), &mut events)?;
+        self.now_ms = self.driver.now_ms();
+
+        // Reports first: a connection that became idle can take the bytes that came in this turn.
+        let mut reports = std::mem::take(&mut self.reports);
+        self.port.collect(&mut reports);
+        for token in reports.drain(..) {
+            self.look(token);
+        }
+        self.reports = reports;
+        for event in events.drain(..) {
+            self.on_event(event);
+        }
+        self.events = events;
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expired(self.now_ms, &mut expired);
+        for token in expired.drain(..) {
+            self.on_expired(token);
+        }
+        self.expired = expired;
+        if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
+            self.accept_again_ms = None;
+            self.open();
+        }
+        if !self.batch.is_empty() {
+            self.waiting = self.pool.submit(&mut self.batch);
+        } else if self.waiting > 0 {
+            self.waiting = self.pool.waiting();
+        }
+        Ok(())
+    }
+
+    /// Does what the order says; returns whether the loop is to end.
+    pub(super) fn obey(&mut self, stop: Option<Stop>) -> bool {
+        match stop {
+            Some(Stop::Quick) => {
+                self.draining = None;
+                return true;
+            }
+            Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
+            _ => {}
+        }
+        self.draining.is_some_and(|deadline| self.conns.len() == 0 || self.now_ms >= deadline)
+    }
+
+    /// Closes what is open.
+    pub(super) fn close_all(&mut self) {
+        for token in self.conns.tokens() {
+            self.close(token);
+        }
+    }
+
+    fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
-        if requests_wait {
+        if self.waiting > 0 {
             ms = BATCH_CHECK_MS;
         }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
@@ -734,5 +762,35 @@ impl Io {
                 self.set_deadline(token, DRAIN_IDLE_MS);
             }
         }
+    }
+}
+
+/// What a simulation asks between two turns.
+#[cfg(any(test, feature = "simulation"))]
+impl Io {
+    pub(super) fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// When the wheel's next entry is due.
+    pub(super) fn next_entry_ms(&self) -> Option<u64> {
+        self.wheel.next_ms()
+    }
+
+    /// For each connection: bytes of input, of the answer, and of the streamed body that it holds.
+    pub(super) fn held_bytes(&mut self) -> Vec<(usize, usize, usize)> {
+        let tokens = self.conns.tokens();
+        let mut held = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            if let Some(conn) = self.conns.get(token) {
+                let (answer, body) = conn.link.held_bytes();
+                held.push((conn.input.len(), answer, body));
+            }
+        }
+        held
     }
 }
