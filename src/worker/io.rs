@@ -4,7 +4,7 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,7 +149,10 @@ impl Io {
         self.expired = expired;
         if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
             self.accept_again_ms = None;
-            self.open();
+            // Without room, the next connection that closes opens the doors.
+            if !self.crowded {
+                self.open();
+            }
         }
         if !self.batch.is_empty() {
             self.waiting = self.pool.submit(&mut self.batch);
@@ -269,7 +272,11 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
+        // The quick way from one request to the next, when the last one has left nothing behind: then
+        // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
+            && !(conn.paused || conn.broken || conn.streamed)
+            && conn.input.is_empty()
             && conn.link.standing() == Standing::Idle
         {
             conn.phase = Phase::Head;
@@ -309,14 +316,16 @@ impl Io {
     /// or the end of the client's stream.
     fn settle(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        let Phase::InHand(stream) = &conn.phase else { return };
-        if stream.is_some() || (conn.input.is_empty() && !conn.ended) {
+        if !matches!(conn.phase, Phase::InHand(_)) || (conn.input.is_empty() && !conn.ended && !conn.paused) {
             return;
         }
-        let full = conn.input.len() > PIPELINE_BYTES_MAX;
         if conn.link.want_attention() != Standing::Busy {
             self.look(token);
-        } else if full {
+        }
+        // Also when the answer is complete, but not sent.
+        let full =
+            |conn: &Conn| matches!(conn.phase, Phase::InHand(_)) && conn.input.len() > PIPELINE_BYTES_MAX;
+        if self.conns.get(token).is_some_and(|conn| full(conn)) {
             self.pause(token);
         }
     }
@@ -377,7 +386,17 @@ impl Io {
                     self.on_gathered(token);
                 }
                 Phase::InHand(None) => return used,
-                Phase::InHand(Some(_)) => used += self.feed(token, rest),
+                Phase::InHand(Some(_)) if conn.link.standing() == Standing::Busy => {
+                    used += self.feed(token, rest);
+                }
+                Phase::InHand(Some(_)) => {
+                    // Answered without reading it all.
+                    self.look(token);
+                    if self.conns.get(token).is_some_and(|conn| matches!(conn.phase, Phase::InHand(_))) {
+                        // The answer is still on its way out; this waits for its end.
+                        return used;
+                    }
+                }
                 Phase::Drain(decoder, left) => {
                     self.waste.clear();
                     let result = decoder.decode(rest, &mut self.waste);
@@ -431,9 +450,11 @@ impl Io {
                 self.hand_over(token, exchange, Some(decoder));
                 return;
             }
-            // A short or failed send means that the client is gone, which the receive side reports.
-            let _ = conn.link.socket().send(&[IoSlice::new(CONTINUE)]);
+            if conn.link.say(CONTINUE) {
+                self.write(token);
+            }
         }
+        let Some(conn) = self.conns.get(token) else { return };
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
         self.set_deadline(token, self.rules.body_ms);
     }
@@ -474,6 +495,7 @@ impl Io {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
         }
+        conn.streamed = stream.is_some();
         conn.phase = Phase::InHand(stream.map(Box::new));
         self.batch.push(exchange);
         // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
@@ -489,11 +511,6 @@ impl Io {
     /// Decodes body bytes into what the application reads. Returns how many were used.
     fn feed(&mut self, token: Token, data: &[u8]) -> usize {
         let Some(conn) = self.conns.get(token) else { return data.len() };
-        if conn.link.standing() != Standing::Busy {
-            // Answered without reading it all.
-            self.look(token);
-            return 0;
-        }
         let Phase::InHand(Some(decoder)) = &mut conn.phase else { return 0 };
         let (result, _) = conn.link.feed_body(|waiting| decoder.decode(data, waiting));
         let complete = decoder.is_complete();
@@ -534,7 +551,7 @@ impl Io {
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
-        self.set_deadline(token, u64::MAX);
+        self.set_deadline(token, self.rules.keepalive_ms);
     }
 
     fn on_ended(&mut self, token: Token) {
@@ -561,21 +578,22 @@ impl Io {
             return;
         }
         let standing = conn.link.standing();
-        if conn.link.has_rest() {
-            if !conn.writing {
-                conn.writing = true;
-                self.set_deadline(token, self.rules.response_ms);
-                self.flush(token);
-            }
+        if !conn.writing && conn.link.has_rest() {
+            self.write(token);
             return;
         }
         match standing {
             Standing::Busy => {
-                if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
+                if conn.paused
+                    && matches!(conn.phase, Phase::InHand(Some(_)))
+                    && !conn.link.pause_body(self.rules.body_buffer_bytes)
+                {
                     self.receive(token);
                     self.set_deadline(token, self.rules.body_ms);
                 }
             }
+            // Flushing ends with another look.
+            _ if conn.writing => {}
             Standing::Idle => self.next_request(token),
             Standing::Finished(Outcome::Keep) => {
                 conn.link.reopen();
@@ -608,12 +626,33 @@ impl Io {
             self.set_deadline(token, self.rules.keepalive_ms);
         }
         self.consume_input(token);
+        self.go_on(token);
+    }
+
+    /// After what waited was taken in: receives again, or deals with the end that came behind it.
+    fn go_on(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        match conn.phase {
-            Phase::Head | Phase::Drain(..) if conn.ended => self.close(token),
-            Phase::Head | Phase::Drain(..) if conn.paused => self.receive(token),
-            _ => self.settle(token),
+        if conn.ended {
+            self.on_ended(token);
+            return;
         }
+        let has_room = match conn.phase {
+            Phase::InHand(None) => conn.input.len() <= PIPELINE_BYTES_MAX,
+            Phase::InHand(Some(_)) => !conn.link.pause_body(self.rules.body_buffer_bytes),
+            _ => true,
+        };
+        if conn.paused && has_room {
+            self.receive(token);
+        }
+        self.settle(token);
+    }
+
+    /// Begins to send what was queued.
+    fn write(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing = true;
+        self.set_writing_deadline(token);
+        self.flush(token);
     }
 
     fn flush(&mut self, token: Token) {
@@ -621,7 +660,7 @@ impl Io {
         match conn.link.flush() {
             Flushed::All => {
                 conn.writing = false;
-                self.set_deadline(token, u64::MAX);
+                conn.writing_deadline_ms = u64::MAX;
                 self.look(token);
             }
             Flushed::Full { progress } => {
@@ -629,7 +668,7 @@ impl Io {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
                 } else if progress {
-                    self.set_deadline(token, self.rules.response_ms);
+                    self.set_writing_deadline(token);
                 }
             }
             Flushed::Gone => {
@@ -644,9 +683,13 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
         let page = refusal(refused.status, &refused.detail, false);
-        // It fits an empty send buffer; a client that does not read its answers gets none.
-        let _ = conn.link.socket().send(&[IoSlice::new(&page)]);
-        self.linger(token);
+        // What the socket does not take is sent like the rest of any other last answer.
+        let _ = conn.link.say(&page);
+        conn.link.conclude();
+        conn.phase = Phase::InHand(None);
+        conn.broken = true;
+        conn.input = Vec::new();
+        self.look(token);
     }
 
     /// Sends the end of our stream and waits, bounded, for the client's.
@@ -683,10 +726,23 @@ impl Io {
     fn set_deadline(&mut self, token: Token, after_ms: u64) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.deadline_ms = self.now_ms.saturating_add(after_ms);
+        self.arm(token);
+    }
+
+    /// Gives the client `response_timeout` to take something of its answer.
+    fn set_writing_deadline(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing_deadline_ms = self.now_ms.saturating_add(self.rules.response_ms);
+        self.arm(token);
+    }
+
+    fn arm(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let due_ms = conn.deadline_ms.min(conn.writing_deadline_ms);
         // An earlier entry fires first and is set anew then: moving a deadline costs nothing.
-        if conn.deadline_ms < conn.wheel_ms {
-            conn.wheel_ms = conn.deadline_ms;
-            self.wheel.schedule(token, conn.deadline_ms);
+        if due_ms < conn.wheel_ms {
+            conn.wheel_ms = due_ms;
+            self.wheel.schedule(token, due_ms);
         }
     }
 
@@ -694,11 +750,14 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         // The wheel keeps one entry for each slot, the earliest: it may stem from the slot's last user.
         conn.wheel_ms = u64::MAX;
+        if conn.writing_deadline_ms <= self.now_ms {
+            debug!("{} stopped reading its answer", conn.link.peer());
+            conn.link.socket().abort();
+            self.close(token);
+            return;
+        }
         if conn.deadline_ms > self.now_ms {
-            let left = conn.deadline_ms.saturating_sub(self.now_ms);
-            if conn.deadline_ms != u64::MAX {
-                self.set_deadline(token, left);
-            }
+            self.arm(token);
             return;
         }
         match &conn.phase {
@@ -711,10 +770,9 @@ impl Io {
             Phase::Body(_) => {
                 self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });
             }
-            Phase::InHand(_) if conn.writing => {
-                debug!("{} stopped reading its answer", conn.link.peer());
-                conn.link.socket().abort();
-                self.close(token);
+            // The body is not what holds this up: the application has not asked for it, or has answered.
+            Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
+                self.set_deadline(token, self.rules.body_ms);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::TimedOut),
             Phase::InHand(None) => {
@@ -751,13 +809,11 @@ impl Io {
         }
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
-            let idle = match conn.phase {
-                Phase::Head => !conn.in_head,
-                Phase::InHand(None) => conn.link.standing() == Standing::Idle,
-                _ => false,
-            };
-            if idle {
-                conn.phase = Phase::Head;
+            if matches!(conn.phase, Phase::InHand(None)) && conn.link.standing() == Standing::Idle {
+                self.look(token);
+            }
+            let idle = |conn: &Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
+            if self.conns.get(token).is_some_and(|conn| idle(conn)) {
                 // A request may be on its way: it is answered, with the close announced.
                 self.set_deadline(token, DRAIN_IDLE_MS);
             }

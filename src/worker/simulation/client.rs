@@ -3,7 +3,7 @@
 use super::oracle::{self, Reader};
 use super::plan::{Action, Ending, Script};
 use super::runners::Runners;
-use super::{Dice, Network};
+use super::{Dice, Network, trace};
 use crate::ring::sim;
 
 /// Milliseconds that a client waits for `100 Continue` before it sends the body all the same.
@@ -99,9 +99,14 @@ impl Client {
                     self.waits = true;
                     return;
                 }
+                // For the first request the connection may not even be accepted yet, and a large body is for
+                // the application to decide about.
                 assert!(
-                    come || self.script.asked[index].announced_large,
-                    "no 100 Continue for a body that is wanted"
+                    come || index == 0
+                        || self.script.ending == Ending::Deaf
+                        || self.script.asked[index].announced_large,
+                    "no 100 Continue for a body that is wanted: {}",
+                    self.describe()
                 );
                 self.patience_ms = None;
             }
@@ -113,6 +118,7 @@ impl Client {
                 }
             }
         }
+        trace!("{now_ms} {} has done its first action", self.describe());
         self.script.actions.pop_front();
     }
 

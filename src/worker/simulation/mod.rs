@@ -5,7 +5,11 @@
 //! What must come of it is known from what was sent: see `oracle`. Everything here panics when a promise
 //! is broken; the seed that did it reproduces it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a simulation is a test: it ends at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a simulation is a test: it ends at the first surprise"
+)]
 
 mod client;
 mod oracle;
@@ -66,6 +70,22 @@ fn material() -> &'static [u8] {
     })
 }
 
+/// Whether to tell what happens, on standard error: `RINGHORN_SIM_TRACE` is set.
+fn traces() -> bool {
+    static TRACES: OnceLock<bool> = OnceLock::new();
+    *TRACES.get_or_init(|| std::env::var_os("RINGHORN_SIM_TRACE").is_some())
+}
+
+/// Tells what happens, if somebody wants to know.
+macro_rules! trace {
+    ($($what:tt)*) => {
+        if $crate::worker::simulation::traces() {
+            eprintln!($($what)*);
+        }
+    };
+}
+use trace;
+
 /// The simulated driver, between whose calls runners get on: a runner can do anything at any moment of a turn.
 struct Interleaved {
     sim: Sim,
@@ -103,11 +123,13 @@ impl Driver for Interleaved {
     }
 
     fn receive(&mut self, token: Token, socket: &Socket) -> io::Result<()> {
+        trace!("  receive {token:?}");
         self.interleave();
         self.sim.receive(token, socket)
     }
 
     fn pause(&mut self, token: Token, socket: &Socket) {
+        trace!("  pause {token:?}");
         self.interleave();
         self.sim.pause(token, socket);
         self.interleave();
@@ -119,6 +141,7 @@ impl Driver for Interleaved {
     }
 
     fn release(&mut self, token: Token, socket: &Socket) {
+        trace!("{}   release {token:?}", self.sim.now_ms());
         self.sim.release(token, socket);
         self.interleave();
     }
@@ -128,6 +151,9 @@ impl Driver for Interleaved {
         let left = Duration::from_millis(self.alarm_ms.get().saturating_sub(self.sim.now_ms()));
         self.sim.turn(timeout.map(|timeout| timeout.min(left)), events)?;
         clock::simulate(Some(self.sim.now_ms()));
+        for event in &*events {
+            trace!("{} {event:?}", self.sim.now_ms());
+        }
         self.interleave();
         Ok(())
     }
@@ -288,7 +314,9 @@ impl World {
         for (input, answer, body) in self.io.held_bytes() {
             assert!(input <= PIPELINE_BYTES_MAX + slack, "{input} bytes of input");
             assert!(answer <= RESPONSE_QUEUE_BYTES + largest + slack, "{answer} bytes of an answer");
-            assert!(body <= self.body_buffer_bytes + slack, "{body} bytes of a body");
+            // What waited behind the request before may be the beginning of this body.
+            let bound = self.body_buffer_bytes + PIPELINE_BYTES_MAX + slack;
+            assert!(body <= bound, "{body} bytes of a body");
         }
     }
 

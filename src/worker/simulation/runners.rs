@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::super::pool::Pool;
 use super::plan::{Asked, Plan, Read, bytes_of};
-use super::{Dice, Network};
+use super::{Dice, Network, trace};
 use crate::app::{Body, BodyStream, Exchange, Held, Progress, Sent};
 
 /// What became of a request.
@@ -149,6 +149,7 @@ impl Runners {
                 stream = Some(body);
             }
         }
+        trace!("{now_ms} runner begins {id}: {plan:?}");
         let wake_ms = now_ms + plan.delay_ms;
         let read_done = stream.is_none() || plan.read == Read::Nothing;
         self.jobs.push(Job {
@@ -177,6 +178,7 @@ impl Runners {
             return;
         }
         record.finished = true;
+        trace!("{now_ms} runner ends {}", job.id);
         let Job { mut exchange, asked, .. } = self.jobs.swap_remove(index);
         if let Some(asked) = &asked {
             let bound: usize = asked.plan.pieces.iter().sum();
