@@ -828,10 +828,6 @@ impl Io {
         self.conns.len()
     }
 
-    pub(super) fn now_ms(&self) -> u64 {
-        self.now_ms
-    }
-
     /// When the wheel's next entry is due.
     pub(super) fn next_entry_ms(&self) -> Option<u64> {
         self.wheel.next_ms()

@@ -25,7 +25,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use self::client::Client;
-use self::plan::{Asked, Plan, Script};
+#[cfg(test)]
+use self::plan::Plan;
+use self::plan::Script;
 use self::runners::Runners;
 use super::io::Io;
 use super::pool::Pool;

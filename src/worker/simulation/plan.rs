@@ -124,8 +124,6 @@ pub(super) struct Asked {
     pub(super) body: Part,
     /// Whether a Content-Length announces it to be larger than the body buffer.
     pub(super) announced_large: bool,
-    /// Whether it is larger than the body buffer in fact, so that it is streamed.
-    pub(super) may_stream: bool,
     pub(super) head: Vec<u8>,
     /// The body as sent.
     pub(super) wire: Vec<u8>,
@@ -179,19 +177,7 @@ impl Asked {
         }
         head.extend_from_slice(b"\r\n");
         let plan = Plan::roll(dice, body.1);
-        Self {
-            id,
-            http10,
-            is_head,
-            keep_alive,
-            expects,
-            body,
-            announced_large,
-            may_stream: announced_large || body.1 >= buffer,
-            head,
-            wire,
-            plan,
-        }
+        Self { id, http10, is_head, keep_alive, expects, body, announced_large, head, wire, plan }
     }
 }
 
