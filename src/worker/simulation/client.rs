@@ -31,7 +31,7 @@ impl Client {
         let deaf = script.ending == Ending::Deaf;
         let reads = if deaf { dice.below(3_000) } else { usize::MAX };
         Self {
-            wire: network.connect(0),
+            wire: network.connect(script.door),
             dice,
             script,
             received: Vec::new(),

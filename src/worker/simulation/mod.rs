@@ -228,15 +228,15 @@ impl World {
         };
         clock::simulate(Some(driver.now_ms()));
         let port = Arc::new(Port::new(driver.waker()));
-        let door = Door {
+        let door = |port| Door {
             fd: File::open("/dev/null").expect("/dev/null").into(),
-            listener: Arc::new(Listener::inet(([127, 0, 0, 1], 80).into())),
+            listener: Arc::new(Listener::inet(([127, 0, 0, 1], port).into())),
             accepting: Accepting::Shared,
         };
         let rules = Arc::new(rules(body_buffer_bytes, connections_max));
         let mut io = Io::new(
             Box::new(driver),
-            vec![door],
+            vec![door(80), door(81)],
             rules,
             Arc::clone(&pool),
             Arc::new(Nobody),

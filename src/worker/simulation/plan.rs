@@ -241,6 +241,8 @@ pub(super) struct Script {
     pub(super) ending: Ending,
     /// Bytes that it reads at once, at most.
     pub(super) appetite: usize,
+    /// The listener that it connects to.
+    pub(super) door: usize,
 }
 
 impl Script {
@@ -262,6 +264,7 @@ impl Script {
             actions: VecDeque::new(),
             ending,
             appetite: if dice.one_in(3) { 500 + dice.below(5_000) } else { 1 << 20 },
+            door: 0,
         };
         let mut pauses = 8;
         for index in 0..count {
@@ -275,8 +278,13 @@ impl Script {
 
     /// A client that sends `bytes`, cut anywhere.
     pub(super) fn raw(bytes: &[u8], dice: &mut Dice, half_closes: bool) -> Self {
-        let mut script =
-            Self { asked: Vec::new(), actions: VecDeque::new(), ending: Ending::Raw, appetite: 1 << 20 };
+        let mut script = Self {
+            asked: Vec::new(),
+            actions: VecDeque::new(),
+            ending: Ending::Raw,
+            appetite: 1 << 20,
+            door: 0,
+        };
         script.send(dice, bytes, &mut 3);
         if half_closes {
             script.actions.push_back(Action::HalfClose);
@@ -292,6 +300,7 @@ impl Script {
             actions: actions.into(),
             ending: Ending::Orderly,
             appetite: 1 << 20,
+            door: 0,
         }
     }
 
