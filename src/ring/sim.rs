@@ -73,6 +73,18 @@ struct Wire {
     reset: bool,
 }
 
+impl Wire {
+    /// Bytes met a server that has closed: it answers with a reset, which destroys some of what the client has
+    /// not read (RFC 2525 section 2.17).
+    fn bounce(&mut self) {
+        if self.server_gone && !self.to_server.is_empty() && !self.reset {
+            let kept = self.dice.below(self.to_client.len() + 1);
+            self.to_client.truncate(kept);
+            self.reset = true;
+        }
+    }
+}
+
 type SharedWire = Arc<Mutex<Wire>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +141,7 @@ impl ServerHalf {
     pub(super) fn end_both(&self) -> io::Result<()> {
         let mut wire = lock(&self.wire);
         (wire.server_ended, wire.server_gone) = (true, true);
+        wire.bounce();
         Ok(())
     }
 
@@ -162,7 +175,9 @@ pub struct Client {
 impl Client {
     /// Puts bytes on the wire.
     pub fn send(&self, bytes: &[u8]) {
-        lock(&self.wire).to_server.extend(bytes);
+        let mut wire = lock(&self.wire);
+        wire.to_server.extend(bytes);
+        wire.bounce();
     }
 
     /// Says that no more bytes follow.
@@ -637,9 +652,10 @@ mod tests {
         sim.turn(None, &mut events).unwrap();
         let Some(Event::Accepted { socket, .. }) = events.pop() else { panic!() };
         sim.receive(token(0), &socket).unwrap();
-        client.send(b"late");
         sim.release(token(0), &socket);
         assert!(client.is_ended() && !client.is_reset());
+        client.send(b"late");
+        assert!(client.is_reset(), "nobody reads it any more");
         sim.turn(Some(Duration::ZERO), &mut events).unwrap();
         assert!(events.is_empty(), "{events:?}");
     }

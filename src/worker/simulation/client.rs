@@ -128,15 +128,15 @@ impl Client {
     }
 
     /// Compares what came with what was owed.
-    pub(super) fn judge(&self, runners: &Runners, stopped: bool) {
+    pub(super) fn judge(&self, runners: &Runners, stopped: bool, cut_off: bool) {
         let mut reader = self.reader.clone();
         let reset = self.wire.is_reset();
-        let ended = self.closed && !reset;
+        let ended = !reset && (self.closed || (stopped && self.wire.is_ended()));
         let end = oracle::End {
             ended,
             reset,
             // Whatever is missing, the client or the order to leave is to blame for it.
-            broken: self.has_reset || self.script.ending == Ending::Deaf || stopped,
+            broken: self.has_reset || self.script.ending == Ending::Deaf || cut_off || (stopped && reset),
             stopped,
         };
         if self.script.ending == Ending::Raw {

@@ -207,6 +207,8 @@ struct World {
     /// When the worker is told to leave, counted in turns, and how.
     stop: Option<(u32, Stop)>,
     stopped: bool,
+    /// Leaving took connections with it.
+    cut_off: bool,
     turns: u32,
     quiet_since_ms: u64,
 }
@@ -257,6 +259,7 @@ impl World {
             body_buffer_bytes,
             stop: None,
             stopped: false,
+            cut_off: false,
             turns: 0,
             quiet_since_ms,
         }
@@ -296,6 +299,7 @@ impl World {
             && !self.stopped
             && self.io.obey(Some(stop))
         {
+            self.cut_off = self.io.connections() > 0;
             self.io.close_all();
             self.stopped = true;
             return false;
@@ -345,7 +349,7 @@ impl World {
         assert_eq!(Arc::strong_count(&self.port), 2, "a link outlives its connection");
         let runners = self.runners.borrow();
         for client in &self.clients {
-            client.judge(&runners, self.stop.is_some());
+            client.judge(&runners, self.stop.is_some(), self.cut_off);
         }
     }
 
