@@ -175,9 +175,15 @@ impl Io {
         self.draining.is_some_and(|deadline| self.conns.len() == 0 || self.now_ms >= deadline)
     }
 
-    /// Closes what is open.
+    /// Closes what is open. An answer that is cut by it is reset: its end may be the connection's end, and
+    /// would look complete.
     pub(super) fn close_all(&mut self) {
         for token in self.conns.tokens() {
+            let Some(conn) = self.conns.get(token) else { continue };
+            let cut = conn.link.standing() == Standing::Busy || conn.link.has_rest();
+            if cut {
+                conn.link.socket().abort();
+            }
             self.close(token);
         }
     }
@@ -584,12 +590,8 @@ impl Io {
         }
         match standing {
             Standing::Busy => {
-                if conn.paused
-                    && matches!(conn.phase, Phase::InHand(Some(_)))
-                    && !conn.link.pause_body(self.rules.body_buffer_bytes)
-                {
-                    self.receive(token);
-                    self.set_deadline(token, self.rules.body_ms);
+                if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
+                    self.resume(token);
                 }
             }
             // Flushing ends with another look.
@@ -626,25 +628,31 @@ impl Io {
             self.set_deadline(token, self.rules.keepalive_ms);
         }
         self.consume_input(token);
-        self.go_on(token);
-    }
-
-    /// After what waited was taken in: receives again, or deals with the end that came behind it.
-    fn go_on(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         if conn.ended {
+            // What the end means depends on what the bytes before it have become.
             self.on_ended(token);
             return;
         }
-        let has_room = match conn.phase {
-            Phase::InHand(None) => conn.input.len() <= PIPELINE_BYTES_MAX,
-            Phase::InHand(Some(_)) => !conn.link.pause_body(self.rules.body_buffer_bytes),
-            _ => true,
-        };
-        if conn.paused && has_room {
-            self.receive(token);
+        if conn.paused {
+            self.resume(token);
         }
         self.settle(token);
+    }
+
+    /// Receives again after a pause, unless enough still waits.
+    fn resume(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        match conn.phase {
+            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => {}
+            Phase::InHand(Some(_)) => {
+                if !conn.link.pause_body(self.rules.body_buffer_bytes) {
+                    self.receive(token);
+                    self.set_deadline(token, self.rules.body_ms);
+                }
+            }
+            _ => self.receive(token),
+        }
     }
 
     /// Begins to send what was queued.

@@ -51,7 +51,9 @@ impl<'py> PythonHost<'py> {
 
 impl Host for PythonHost<'_> {
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
-        self.application = Some(loader::load(self.py, &settings.app)?);
+        // In the master this is a failed start, whatever failed (as in gunicorn).
+        self.application =
+            Some(loader::load(self.py, &settings.app).map_err(|error| error.exiting(Exit::Start))?);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");

@@ -320,3 +320,18 @@ fn whatever_a_client_says_the_worker_survives() {
         assert!(outcome.is_ok(), "seed {seed}: {}", data.escape_ascii());
     }
 }
+
+#[test]
+fn an_answer_until_close_that_leaving_cuts_does_not_look_complete() {
+    for seed in 0..SCRIPT_SEEDS {
+        let asked = get(0, pieces(&[150_000]));
+        let head = b"GET /r/0 HTTP/1.0\r\n\r\n".to_vec();
+        let asked = Asked { http10: true, keep_alive: false, head, ..asked };
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let actions = vec![send(&asked)];
+        world.connect(Script { appetite: 500, ..Script::written(vec![asked], actions) });
+        world.stop = Some((40, Stop::Quick));
+        world.run();
+        assert!(world.cut_off, "seed {seed}: the script is too quick");
+    }
+}
