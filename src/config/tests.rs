@@ -53,7 +53,10 @@ impl Setup {
     fn load_with(&self, file: Option<&mut dyn ConfigFile>) -> Result<Loaded, ConfigError> {
         let env = |name: &str| self.env.get(name).map(OsString::from);
         let cpus = || self.cpus.clone();
-        load(&Sources { args: &self.args, env: &env, directory: self.dir.path(), cpus: &cpus }, file)
+        load(
+            &Sources { args: &self.args, env: &env, directory: self.dir.path(), cpus: &cpus, program: None },
+            file,
+        )
     }
 
     fn result(&self) -> Result<Loaded, ConfigError> {

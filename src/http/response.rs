@@ -337,6 +337,23 @@ impl Encoder {
             .map(|(_, rest)| &rest[2..])
     }
 
+    /// The fields that the application gave, in their order, without its Content-Length and without those that
+    /// were dropped.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.fields.split(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
+        lines.filter_map(|line| {
+            // A name has no colon, so the first one ends it.
+            let colon = memchr::memchr(b':', line)?;
+            Some((&line[..colon], line.get(colon + 2..)?))
+        })
+    }
+
+    /// Whether the body is sent in chunks. Known after [`Self::begin`].
+    #[must_use]
+    pub fn is_chunked(&self) -> bool {
+        self.delimiter == Delimiter::Chunked
+    }
+
     /// Whether the body ends with the connection, so that only a reset shows that it was cut.
     #[must_use]
     pub fn is_until_close(&self) -> bool {

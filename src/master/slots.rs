@@ -223,6 +223,17 @@ impl Slots {
         self.vacate(slot, early && !in_order, now_ms);
     }
 
+    /// Something went wrong that ends the server: a quick stop, and then `exit`.
+    pub(super) fn abandon(&mut self, exit: Exit, now_ms: u64) {
+        match self.phase {
+            Phase::Running => self.stop(exit, Signal::QUIT, now_ms),
+            Phase::Stopping { deadline_ms, expired, .. } => {
+                self.phase = Phase::Stopping { exit, deadline_ms, expired };
+            }
+            Phase::Finished => {}
+        }
+    }
+
     /// A signal for the master.
     pub(super) fn signal(&mut self, signal: Signal, now_ms: u64) {
         if self.phase == Phase::Finished {
