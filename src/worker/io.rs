@@ -544,8 +544,7 @@ impl Io {
         match standing {
             Standing::Busy => {
                 if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
-                    self.receive(token);
-                    self.set_deadline(token, self.rules.body_ms);
+                    self.resume(token);
                 }
             }
             Standing::Idle => self.next_request(token),
@@ -581,10 +580,30 @@ impl Io {
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
+        if conn.ended {
+            // What the end means depends on what the bytes before it have become.
+            self.on_ended(token);
+        } else if conn.paused {
+            self.resume(token);
+        } else {
+            self.settle(token);
+        }
+    }
+
+    /// Receives again after a pause, unless enough still waits.
+    fn resume(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
         match conn.phase {
-            Phase::Head | Phase::Drain(..) if conn.ended => self.close(token),
-            Phase::Head | Phase::Drain(..) if conn.paused => self.receive(token),
-            _ => self.settle(token),
+            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => self.settle(token),
+            Phase::InHand(Some(_)) => {
+                self.receive(token);
+                self.set_deadline(token, self.rules.body_ms);
+                self.hold_body(token);
+            }
+            _ => {
+                self.receive(token);
+                self.settle(token);
+            }
         }
     }
 

@@ -214,18 +214,23 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             .name("ringhorn-io".into())
             .spawn(move || io_thread(context, &pool, app, access))
     };
-    let io = match started {
-        Ok(io) => io,
+    let mut io = match started {
+        Ok(io) => Some(io),
         Err(error) => {
             error!("cannot start the I/O thread: {error}");
             return 1;
         }
     };
-    app.with_runner(&mut |runner| pool.run_main(runner));
-    let served = io.join().unwrap_or(false);
+    let mut served = false;
+    app.with_runner(&mut |runner| {
+        pool.run_main(runner);
+        // The I/O thread waits for the other runners, and these for the interpreter: it must be free meanwhile.
+        runner.park(&mut || served = io.take().is_some_and(|io| io.join().unwrap_or(false)));
+    });
     if let Some(access) = access {
         access.flush();
     }
+    info!("Worker exiting (pid: {})", process::id());
     i32::from(!served)
 }
 
@@ -247,7 +252,7 @@ fn io_thread(
     let patience = served.as_ref().copied().unwrap_or_default();
     if !pool.join(Instant::now() + patience) {
         // Somebody is still in the application, and its time is over.
-        warn!("leaving while a request is still in the application");
+        warn!("Worker exiting (pid: {}) while a request is still in the application", process::id());
         if let Some(access) = access {
             access.flush();
         }

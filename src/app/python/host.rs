@@ -105,7 +105,9 @@ fn unusable(error: &PyErr) -> StartError {
 
 impl Host for PythonHost<'_> {
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
-        self.application = Some(self.source.load(self.py, settings)?);
+        // In the master this is a failed start, whatever failed (as in gunicorn).
+        self.application =
+            Some(self.source.load(self.py, settings).map_err(|error| error.exiting(Exit::Start))?);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
@@ -131,15 +133,14 @@ impl Host for PythonHost<'_> {
     }
 
     fn serve(&mut self, context: WorkerContext) -> i32 {
-        let code = match self.boot(&context) {
+        match self.boot(&context) {
             Ok(wsgi) => worker::run(context, Arc::new(wsgi)),
             Err(error) => {
                 let text = error.to_string();
                 error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
                 error.exit().code()
             }
-        };
-        code
+        }
     }
 
     fn nworkers_changed(&mut self, new: usize, old: Option<usize>) -> Result<(), StartError> {
