@@ -17,6 +17,9 @@ use crate::master::{Host, WorkerContext};
 use crate::sys::process::Pid;
 use crate::worker;
 
+/// How the server calls itself.
+pub(super) const SERVER_SOFTWARE: &str = concat!("ringhorn/", env!("CARGO_PKG_VERSION"));
+
 /// The interpreter that `_native.main` was called in.
 pub(super) struct PythonHost<'py> {
     py: Python<'py>,
@@ -223,6 +226,11 @@ pub(super) fn prepare(py: Python<'_>, settings: &Settings) -> Result<(), StartEr
     for directory in &settings.pythonpath {
         loader::prepend_path(py, directory).map_err(python)?;
     }
+    // Applications look there for the server that runs them, before the first request.
+    py.import("os")
+        .and_then(|os| os.getattr("environ"))
+        .and_then(|environ| environ.set_item("SERVER_SOFTWARE", SERVER_SOFTWARE))
+        .map_err(python)?;
     set_environment(py, settings).map_err(python)
 }
 

@@ -197,7 +197,7 @@ fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add("SERVER_SOFTWARE", concat!("ringhorn/", env!("CARGO_PKG_VERSION")))?;
+    module.add("SERVER_SOFTWARE", host::SERVER_SOFTWARE)?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
