@@ -232,6 +232,7 @@ impl Slots {
             }
             Phase::Finished => {}
         }
+        self.finish_when_empty();
     }
 
     /// A signal for the master.
