@@ -32,9 +32,9 @@ def serve(
 ) -> int:
     """Serve a WSGI application until the process is told to stop, and return its exit code.
 
-    `app` is the application itself, or its name as on the command line (``"module:attribute"``). Settings have
-    the names of config files; docs/settings.md lists them. Neither a config file nor GUNICORN_CMD_ARGS is
-    read. Call it on the main thread of a process without other threads: workers are forked from it, and
+    `app` is the application itself, or its name as on the command line (``"module:attribute"``). Settings
+    have the names of config files; docs/settings.md lists them. Neither a config file nor GUNICORN_CMD_ARGS
+    is read. Call it on the main thread of a process without other threads: workers are forked from it, and
     signals stop it. A wrong name is a TypeError, a wrong value a ValueError.
     """
     values = {name: _native.check_setting(name, value) for name, value in settings.items()}

@@ -35,10 +35,16 @@ def default_settings() -> dict[str, Any]:
     """Give the default of every setting, by name."""
 
 def check_setting(name: str, value: Any) -> Any:
-    """Give a value in the form in which the setting keeps it; TypeError for a name, ValueError for a value."""
+    """Give a value in the form in which the setting keeps it.
+
+    TypeError for a name that is no setting, ValueError for a value that is not valid.
+    """
 
 def load_application(spec: str) -> Any:
-    """Import `module:attribute`; ImportError when its code fails, ValueError when it has no such application."""
+    """Import `module:attribute`.
+
+    ImportError when its code fails, ValueError when it has no such application.
+    """
 
 def log(level: int, message: str) -> None:
     """Write a line to the error log, at a level of `logging`."""

@@ -517,13 +517,13 @@ impl Values {
                 };
                 return Err(StartError::new(
                     Exit::Start,
-                    format!("cannot read config file {shown}: not supported yet"),
+                    format!("cannot read config file {shown}: it is Python, and this server has none"),
                 )
                 .from(source)
                 .hint("give its settings on the command line or in RINGHORN_CMD_ARGS"));
             }
             let text =
-                format!("{shown} is not read: config files are not supported yet; use RINGHORN_CMD_ARGS");
+                format!("{shown} is not read: it is Python, and this server has none; use RINGHORN_CMD_ARGS");
             notices.push(Notice { level: Level::Warning, text });
             return Ok(());
         };

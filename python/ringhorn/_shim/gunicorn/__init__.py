@@ -1,7 +1,7 @@
 """A stand-in for gunicorn, so that config files and applications made for it can be imported.
 
-It is Ringhorn that serves. What is here has gunicorn's names and, as far as it matters to a server that is not
-gunicorn, their meaning. docs/compatibility.md lists it.
+It is Ringhorn that serves. What is here has gunicorn's names and, as far as it matters to a server that is
+not gunicorn, their meaning. docs/compatibility.md lists it.
 """
 
 from ringhorn import _native

@@ -12,10 +12,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from gunicorn.errors import AppImportError
 from ringhorn import _native
 from ringhorn._config import parse_address as parse_address
-
-from gunicorn.errors import AppImportError
 
 
 def import_app(module: str) -> Any:

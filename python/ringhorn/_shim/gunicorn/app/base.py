@@ -6,9 +6,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from ringhorn import _native
-
 from gunicorn.config import Config
+from ringhorn import _native
 
 
 class BaseApplication:

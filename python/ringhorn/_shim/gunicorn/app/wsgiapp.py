@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ringhorn import _native
-
 from gunicorn import util
 from gunicorn.app.base import Application
+from ringhorn import _native
 
 
 class WSGIApplication(Application):

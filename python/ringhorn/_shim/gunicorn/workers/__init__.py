@@ -1,4 +1,4 @@
-"""gunicorn.workers: classes to import. Ringhorn's workers are its own; see `worker_class` in docs/settings.md."""
+"""gunicorn.workers: classes to import. Ringhorn's workers are its own."""
 
 SUPPORTED_WORKERS = {
     "sync": "gunicorn.workers.sync.SyncWorker",
