@@ -37,6 +37,9 @@ def serve(
     is read. Call it on the main thread of a process without other threads: workers are forked from it, and
     signals stop it. A wrong name is a TypeError, a wrong value a ValueError.
     """
+    for name in ("config", "wsgi_app"):
+        if name in settings:
+            raise TypeError(f"serve() takes the application and every setting itself, and no {name}")
     values = {name: _native.check_setting(name, value) for name, value in settings.items()}
     if isinstance(app, str):
         return _native.serve(None, app, values, [], True)

@@ -643,6 +643,26 @@ mod tests {
         assert!(out.contains("Connection: close\r\n") && end == End::Close);
     }
 
+    /// `post_request` reads them when the response has been sent.
+    #[test]
+    fn the_applications_fields_can_be_read_after_the_end() {
+        let mut encoder = Encoder::new();
+        encoder.reset(Version::Http11, false, true);
+        encoder.start(b"200 OK").unwrap();
+        for (name, value) in
+            [("A", "1: 2"), ("Content-Length", "0"), ("Connection", "close"), ("b", ""), ("A", "3")]
+        {
+            encoder.header(name.as_bytes(), value.as_bytes()).unwrap();
+        }
+        let mut out = Vec::new();
+        encoder.begin(&mut out, b"Sun, 06 Nov 1994 08:49:37 GMT", None).unwrap();
+        encoder.finish(&mut out);
+        let fields: Vec<(&[u8], &[u8])> = encoder.fields().collect();
+        assert_eq!(fields, [(&b"A"[..], &b"1: 2"[..]), (b"b", b""), (b"A", b"3")]);
+        assert_eq!(encoder.content_length(), Some(0));
+        assert!(!encoder.is_chunked());
+    }
+
     #[test]
     fn the_applications_length_is_kept_in_both_directions() {
         let length = [("Content-Length", "5")];

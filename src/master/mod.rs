@@ -475,6 +475,10 @@ impl<'h> Master<'h> {
     }
 
     fn fork_into(&mut self, slot: usize) {
+        if self.slots.is_ending() {
+            // A hook failed after this fork was decided.
+            return self.slots.fork_failed(slot, monotonic_ms());
+        }
         let Some(record) = self.shared.slot(slot) else { return };
         record.reset();
         self.age += 1;

@@ -233,7 +233,8 @@ def test_a_hook_that_fails_at_the_start_ends_the_server(site, hook, server):
     site.config(
         f"""
         bind = "127.0.0.1:0"
-        workers = 1
+        # A second worker would end a gunicorn that is ending already.
+        workers = 2 if "{hook}" == "pre_fork" else 1
         pidfile = "server.pid"
         def {hook}({parameters}):
             raise LookupError("on purpose")
@@ -244,7 +245,7 @@ def test_a_hook_that_fails_at_the_start_ends_the_server(site, hook, server):
     assert code == expected, output
     assert "LookupError: on purpose" in output
     if hook == "pre_fork":
-        assert "Unhandled exception in main loop" in output
+        assert output.count("Unhandled exception in main loop") == 1
     if server == "ringhorn":
         assert f"in {hook}" in output, "the traceback"
         assert not (site.path / "server.pid").exists()

@@ -363,6 +363,7 @@ def test_serve_with_a_lambda_and_an_instance(program):
         ("serve(app, workers=0)", "ValueError", "1 or more"),
         ("serve(app, workers='many')", "ValueError", "many"),
         ("serve(app, post_fork=lambda: 0)", "ValueError", "post_fork"),
+        ("serve(app, config='other.py')", "TypeError", "config"),
         ("serve(5)", "TypeError", "int"),
     ],
 )
