@@ -17,7 +17,7 @@ mod tests;
 use std::io as std_io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -167,6 +167,15 @@ fn connections_max() -> usize {
         .max(DESCRIPTORS_RESERVED)
 }
 
+/// Whether this process is a worker that was told to leave.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker that was told to leave. For any thread.
+#[must_use]
+pub fn is_leaving() -> bool {
+    LEAVING.load(Ordering::Relaxed)
+}
+
 /// How the worker was told to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
@@ -197,6 +206,9 @@ impl Orders {
     }
 
     fn obey(&self, arrived: SignalSet) {
+        if [Signal::QUIT, Signal::INT, Signal::TERM].into_iter().any(|signal| arrived.contains(signal)) {
+            LEAVING.store(true, Ordering::Relaxed);
+        }
         if arrived.contains(Signal::QUIT) || arrived.contains(Signal::INT) {
             self.stop.store(2, Ordering::Relaxed);
         } else if arrived.contains(Signal::TERM) {
