@@ -7,6 +7,9 @@ mod access;
 mod conn;
 mod io;
 mod pool;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -14,7 +17,7 @@ mod tests;
 use std::io as std_io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +38,7 @@ use crate::ring::{self, Accepting, Choice, Socket};
 use crate::sys::errno::describe;
 use crate::sys::shared::WorkerState;
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{fd, process, rlimit, signal};
+use crate::sys::{atfork, fd, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -50,6 +53,7 @@ impl Door {
             LocalAddr::Tcp(addr) => Listener::inet(addr),
             LocalAddr::Unix(path) => Listener::unix(path),
         };
+        atfork::note(from.fd.as_raw_fd());
         Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting }
     }
 
@@ -163,6 +167,15 @@ fn connections_max() -> usize {
         .max(DESCRIPTORS_RESERVED)
 }
 
+/// Whether this process is a worker that was told to leave.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker that was told to leave. For any thread.
+#[must_use]
+pub fn is_leaving() -> bool {
+    LEAVING.load(Ordering::Relaxed)
+}
+
 /// How the worker was told to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
@@ -193,6 +206,9 @@ impl Orders {
     }
 
     fn obey(&self, arrived: SignalSet) {
+        if [Signal::QUIT, Signal::INT, Signal::TERM].into_iter().any(|signal| arrived.contains(signal)) {
+            LEAVING.store(true, Ordering::Relaxed);
+        }
         if arrived.contains(Signal::QUIT) || arrived.contains(Signal::INT) {
             self.stop.store(2, Ordering::Relaxed);
         } else if arrived.contains(Signal::TERM) {
@@ -311,6 +327,7 @@ fn serve(
             .hint(format!("{ALLOW_URING}; or leave the choice to --io auto")),
         _ => failed(error),
     })?;
+    choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
     let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();

@@ -363,6 +363,27 @@ class Server:
             self.kill()
 
 
+def run_to_end(
+    command: Sequence[str],
+    *args: object,
+    cwd: Path = APPS,
+    env: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run a command that ends by itself; its exit code and all that it printed."""
+    done = subprocess.run(
+        [*command, *map(str, args)],
+        cwd=cwd,
+        env=clean_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+    assert "panicked" not in done.stdout, done.stdout
+    return done.returncode, done.stdout
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would configure a server by the way."""
     names = ("PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "SENDFILE", "SCRIPT_NAME")
