@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use network::{Bind, Trusted};
 
-pub use crate::http::HeaderMap;
+pub use crate::http::{HeaderMap, ProxyMode};
 pub use crate::ring::Io;
 pub use value::{Foreign, Source, Value, Variable};
 
@@ -185,6 +185,10 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
+    /// Which PROXY headers connections may begin with.
+    pub proxy_protocol: ProxyMode,
+    /// Peers that may send one.
+    pub proxy_allow_ips: Trusted,
     /// Proxies whose forwarded headers are believed.
     pub forwarded_allow_ips: Trusted,
     /// Header names and the value by which each says "https".
@@ -743,6 +747,13 @@ fn build(
         body_timeout: values.duration("body_timeout"),
         response_timeout: values.duration("response_timeout"),
         linger_timeout: values.duration("linger_timeout"),
+        proxy_protocol: match values.text("proxy_protocol").as_deref() {
+            Some("v1") => ProxyMode::V1,
+            Some("v2") => ProxyMode::V2,
+            Some("auto") => ProxyMode::Auto,
+            _ => ProxyMode::Off,
+        },
+        proxy_allow_ips: values.trusted("proxy_allow_ips"),
         forwarded_allow_ips: values.trusted("forwarded_allow_ips"),
         secure_scheme_headers: scheme_headers(&values)?,
         forwarder_headers: values.texts("forwarder_headers").iter().map(|name| name.to_uppercase()).collect(),

@@ -429,7 +429,7 @@ pub static SETTINGS: &[Setting] = &[
         &["-b", "--bind"],
         List,
         Default::List(&["127.0.0.1:8000"]),
-        "HOST:PORT, unix:PATH or fd://N; repeatable",
+        "HOST:PORT, unix:PATH, fd://N",
     )
     .computed("127.0.0.1:8000 or 0.0.0.0:$PORT")
     .env("PORT"),
@@ -457,10 +457,7 @@ pub static SETTINGS: &[Setting] = &[
         ProxyMode,
         text("off"),
         "PROXY protocol in front of connections: off, v1, v2 or auto",
-    )
-    .but(Refused(
-        "take the client's address from X-Forwarded-For, and turn the PROXY protocol off in the proxy",
-    )),
+    ),
     setting(
         Sockets,
         "proxy_allow_ips",
@@ -468,8 +465,7 @@ pub static SETTINGS: &[Setting] = &[
         Networks,
         Default::List(&["127.0.0.1", "::1"]),
         "Peers that may send a PROXY header",
-    )
-    .but(NoOp("it shapes proxy_protocol, which is not honoured yet")),
+    ),
     setting(
         Sockets,
         "protocol",

@@ -297,7 +297,6 @@ fn refused_settings_stop_the_start_and_name_themselves() {
     for (line, name) in [
         ("--certfile c.pem", "certfile"),
         ("--daemon", "daemon"),
-        ("--proxy-protocol=auto", "proxy_protocol"),
         ("--protocol uwsgi", "protocol"),
         ("--dirty-app a:B", "dirty_apps"),
         ("--http-protocols h1,h2", "http_protocols"),

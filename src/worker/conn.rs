@@ -47,6 +47,8 @@ pub(super) struct Conn {
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
     pub(super) trusted: bool,
+    /// The connection may still begin with a PROXY header.
+    pub(super) before_proxy: bool,
     /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
     pub(super) deadline_ms: u64,
     /// When the wheel's earliest entry for this connection fires; `u64::MAX` without one.
@@ -54,7 +56,7 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(link: Arc<Link>, trusted: bool) -> Self {
+    pub(super) fn new(link: Arc<Link>, trusted: bool, before_proxy: bool) -> Self {
         Self {
             link,
             phase: Phase::Head,
@@ -66,6 +68,7 @@ impl Conn {
             writing: false,
             in_head: false,
             trusted,
+            before_proxy,
             deadline_ms: u64::MAX,
             wheel_ms: u64::MAX,
         }

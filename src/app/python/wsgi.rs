@@ -5,6 +5,7 @@
 //! object that is used again as long as no application kept it; head and body of a short answer leave in
 //! one `send(2)`; the interpreter lock is held from one request to the next.
 
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -506,14 +507,19 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             // gunicorn gives no port for a unix socket's peer.
             Peer::Unix => environ.del_item(intern!(py, "REMOTE_PORT"))?,
         }
+        if let Some(destination) = link.proxied_to() {
+            proxy_variables(&environ, destination)?;
+        }
         if request.head().scheme_override == Some(Scheme::Https) {
             environ.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "https"))?;
         }
         for (name, value) in request.fields() {
             let key = self.names.key(py, name);
             let value = latin1(py, value);
+            // Told by the count: equal values of one character are the same object.
+            let before = environ.len();
             let present = set_default(&environ, &key, &value)?;
-            if !present.is(&value) {
+            if environ.len() == before {
                 join_values(&environ, &key, &present, &value)?;
             }
         }
@@ -753,6 +759,15 @@ fn join_values(
     let Some(first) = latin1_bytes(first) else { return Ok(()) };
     let separator: &[u8] = if latin1_bytes(key) == Some(b"HTTP_COOKIE") { b"; " } else { b"," };
     environ.set_item(key, latin1(environ.py(), &[first, separator, second].concat()))
+}
+
+/// What gunicorn tells of a PROXY header; the client itself is REMOTE_ADDR.
+fn proxy_variables(environ: &Bound<'_, PyDict>, destination: SocketAddr) -> PyResult<()> {
+    let py = environ.py();
+    let protocol = if destination.is_ipv4() { intern!(py, "TCP4") } else { intern!(py, "TCP6") };
+    environ.set_item(intern!(py, "PROXY_PROTOCOL"), protocol)?;
+    environ.set_item(intern!(py, "PROXY_ADDR"), destination.ip().to_string())?;
+    environ.set_item(intern!(py, "PROXY_PORT"), destination.port().to_string())
 }
 
 /// On a unix socket the client's idea of the server is all there is (as in gunicorn).
