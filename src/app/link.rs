@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -129,6 +130,8 @@ pub struct Link {
     port: Arc<Port>,
     listener: Arc<Listener>,
     peer: Peer,
+    /// Where the client of a PROXY header had connected to.
+    proxied_to: Option<Box<SocketAddr>>,
     state: AtomicU8,
     /// When the last answer was complete, in milliseconds of the monotonic clock.
     idle_since_ms: AtomicU64,
@@ -181,6 +184,7 @@ impl Link {
             port,
             listener,
             peer,
+            proxied_to: None,
             state: AtomicU8::new(IDLE),
             idle_since_ms: AtomicU64::new(0),
             continue_owed: AtomicBool::new(false),
@@ -208,6 +212,18 @@ impl Link {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// A PROXY header said who the client is, for the whole connection, and where it had connected to.
+    pub fn announce(&mut self, client: SocketAddr, destination: SocketAddr) {
+        self.peer = Peer::from(client);
+        self.proxied_to = Some(Box::new(destination));
+    }
+
+    /// Where the client that a PROXY header announced had connected to.
+    #[must_use]
+    pub fn proxied_to(&self) -> Option<SocketAddr> {
+        self.proxied_to.as_deref().copied()
     }
 
     /// Where the connection came in.

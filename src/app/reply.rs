@@ -119,6 +119,11 @@ impl Reply {
         self.encoder.header(name, value).map_err(ReplyError::Invalid)
     }
 
+    /// Lets the connection end after this answer.
+    pub fn force_close(&mut self) {
+        self.encoder.force_close();
+    }
+
     /// Whether [`Reply::start`] was called.
     #[must_use]
     pub fn is_started(&self) -> bool {

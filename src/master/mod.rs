@@ -73,6 +73,93 @@ pub trait Host {
     fn wait(&mut self, wait: &mut dyn FnMut()) {
         wait();
     }
+
+    // The places where gunicorn calls hooks, under the hooks' names. All do nothing by default.
+
+    /// In the master: the number of workers is `new`; it was `old`, or nothing was decided before.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn nworkers_changed(&mut self, new: usize, old: Option<usize>) -> Result<(), StartError> {
+        let _ = (new, old);
+        Ok(())
+    }
+
+    /// In the master, before the listeners are opened.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn on_starting(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In the master, with the listeners open and no worker forked.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn when_ready(&mut self, addresses: &[String]) -> Result<(), StartError> {
+        let _ = addresses;
+        Ok(())
+    }
+
+    /// In the master, before it forks the worker of this age.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn pre_fork(&mut self, age: u64) -> Result<(), StartError> {
+        let _ = age;
+        Ok(())
+    }
+
+    /// In the master: the worker of the last [`Host::pre_fork`] has this number.
+    fn forked(&mut self, pid: Pid) {
+        let _ = pid;
+    }
+
+    /// In the master: a worker has ended.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn child_exit(&mut self, pid: Pid) -> Result<(), StartError> {
+        let _ = pid;
+        Ok(())
+    }
+
+    /// In the master: the settings are these from now on, and no worker has them yet.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let _ = settings;
+        Ok(())
+    }
+
+    /// In the process that is about to become the next master, right before the exec.
+    ///
+    /// # Errors
+    /// The hook failed: there is no next master.
+    fn pre_exec(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In the master: the last thing before it ends.
+    ///
+    /// # Errors
+    /// The hook failed: its exit code is the server's.
+    fn on_exit(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In a worker, right after its fork, with the master's rights.
+    ///
+    /// # Errors
+    /// The hook failed: the worker could not boot.
+    fn post_fork(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In a worker that ends by itself, whether it ever served or not.
+    fn worker_exit(&mut self) {}
 }
 
 /// What a worker starts with.
@@ -172,6 +259,7 @@ impl<'h> Master<'h> {
             let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
             return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
         }
+        host.nworkers_changed(settings.workers, None)?;
         if settings.preload_app {
             host.preload(&settings)?;
             warn_about_threads();
@@ -192,7 +280,7 @@ impl<'h> Master<'h> {
             }
             None => None,
         };
-        let listeners = match Listeners::open(&settings) {
+        let listeners = match host.on_starting().and_then(|()| Listeners::open(&settings)) {
             Ok(listeners) => listeners,
             Err(error) => {
                 if let Some(pidfile) = pidfile {
@@ -206,7 +294,7 @@ impl<'h> Master<'h> {
             timeout_ms: milliseconds(settings.timeout),
             graceful_ms: milliseconds(settings.graceful_timeout),
         };
-        let master = Self {
+        let mut master = Self {
             cpus: cpus(&settings),
             settings: Arc::new(settings),
             host,
@@ -219,7 +307,26 @@ impl<'h> Master<'h> {
             age: 0,
         };
         master.summarise();
+        let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
+        if let Err(error) = master.host.when_ready(&addresses) {
+            master.listeners.unlink();
+            master.remove_pidfile();
+            return Err(error);
+        }
         Ok(master)
+    }
+
+    /// A hook of the main loop failed: the server ends, as gunicorn does.
+    fn abandon(&mut self, error: &StartError) {
+        let text = error.to_string();
+        error!("Unhandled exception in main loop: {}", text.strip_prefix("error: ").unwrap_or(&text));
+        self.slots.abandon(error.exit(), monotonic_ms());
+    }
+
+    fn remove_pidfile(&mut self) {
+        if let Some(pidfile) = self.pidfile.take() {
+            pidfile.remove();
+        }
     }
 
     /// One line per fact. The first two are gunicorn's, for those who look for them.
@@ -252,8 +359,7 @@ impl<'h> Master<'h> {
             self.take_events();
             self.slots.turn(monotonic_ms());
             if let Some(exit) = self.act() {
-                self.leave(exit);
-                return exit;
+                return self.leave(exit);
             }
             self.wait();
         }
@@ -277,6 +383,9 @@ impl<'h> Master<'h> {
                     if let Some(record) = slot.and_then(|slot| self.shared.slot(slot)) {
                         record.set_state(WorkerState::Empty);
                         record.set_pid(0);
+                    }
+                    if let Err(error) = self.host.child_exit(pid) {
+                        self.abandon(&error);
                     }
                 }
                 Ok(None) => break,
@@ -335,28 +444,48 @@ impl<'h> Master<'h> {
         });
     }
 
-    fn leave(&mut self, exit: Exit) {
+    /// Returns how the process ends: a hook may have its own idea of that.
+    fn leave(&mut self, exit: Exit) -> Exit {
         let reason = match exit {
             Exit::WorkerBoot => Some("Worker failed to boot."),
             Exit::AppLoad => Some("App failed to load."),
-            Exit::Done | Exit::Start | Exit::Usage => None,
+            Exit::Done | Exit::Start | Exit::Usage | Exit::Code(_) => None,
         };
         match reason {
+            None if matches!(exit, Exit::Code(1..)) => error!("Shutting down: {NAME}"),
             None => info!("Shutting down: {NAME}"),
             Some(reason) => {
                 error!("Shutting down: {NAME}");
                 error!("Reason: {reason}");
             }
         }
-        if let Some(pidfile) = self.pidfile.take() {
-            pidfile.remove();
+        self.remove_pidfile();
+        // As in gunicorn, a server that a hook ended does not ask another one.
+        if matches!(exit, Exit::Code(_)) {
+            return exit;
+        }
+        match self.host.on_exit() {
+            Ok(()) => exit,
+            Err(error) => {
+                let text = error.to_string();
+                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error.exit()
+            }
         }
     }
 
     fn fork_into(&mut self, slot: usize) {
+        if self.slots.is_ending() {
+            // A hook failed after this fork was decided.
+            return self.slots.fork_failed(slot, monotonic_ms());
+        }
         let Some(record) = self.shared.slot(slot) else { return };
         record.reset();
         self.age += 1;
+        if let Err(error) = self.host.pre_fork(self.age) {
+            self.slots.fork_failed(slot, monotonic_ms());
+            return self.abandon(&error);
+        }
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
         let blocked = match signal::block(master_signals()) {
@@ -373,6 +502,7 @@ impl<'h> Master<'h> {
             Ok(Fork::Parent(pid)) => {
                 self.host.after_fork_parent();
                 drop(blocked);
+                self.host.forked(pid);
                 record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
                 self.slots.forked(slot, pid, monotonic_ms());
             }
@@ -405,12 +535,16 @@ impl<'h> Master<'h> {
             // The master has died meanwhile.
             Ok(None) => return Exit::Done.code(),
             Err(error) => {
-                error!("Worker (pid:{}) cannot start: {}", process::id(), error.what());
+                let text = error.to_string();
+                let text = text.strip_prefix("error: ").unwrap_or(&text);
+                error!("Worker (pid:{}) cannot start: {text}", process::id());
+                self.host.worker_exit();
                 return error.exit().code();
             }
         };
         let shared = context.shared.clone();
         let code = self.host.serve(context);
+        self.host.worker_exit();
         // A worker that never served keeps its state: that is how the master can tell.
         if let Some(record) = shared.slot(slot)
             && record.state() >= WorkerState::Ready
@@ -427,6 +561,7 @@ impl<'h> Master<'h> {
         master_event: BorrowedFd<'static>,
     ) -> Result<Option<WorkerContext>, StartError> {
         info!("Booting worker with pid: {}", process::id());
+        self.host.post_fork()?;
         if let Ok(name) = CString::new(format!("ringhorn-w{slot}")) {
             // For `top` and `ps -L` only.
             let _ = process::set_thread_name(&name);

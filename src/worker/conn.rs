@@ -47,6 +47,8 @@ pub(super) struct Conn {
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
     pub(super) trusted: bool,
+    /// The connection may still begin with a PROXY header.
+    pub(super) before_proxy: bool,
     /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
     pub(super) streamed: bool,
     /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
@@ -59,7 +61,7 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(link: Arc<Link>, trusted: bool) -> Self {
+    pub(super) fn new(link: Arc<Link>, trusted: bool, before_proxy: bool) -> Self {
         Self {
             link,
             phase: Phase::Head,
@@ -71,6 +73,7 @@ impl Conn {
             writing: false,
             in_head: false,
             trusted,
+            before_proxy,
             streamed: false,
             deadline_ms: u64::MAX,
             writing_deadline_ms: u64::MAX,

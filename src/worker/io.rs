@@ -17,10 +17,10 @@ use super::{Door, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
 };
-use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
+use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    PIPELINE_BYTES_MAX,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS,
+    LINGER_BYTES_MAX, PIPELINE_BYTES_MAX,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -36,6 +36,8 @@ pub(super) struct Io {
     crowded: bool,
     /// When to try again to accept, after the process ran out of descriptors.
     accept_again_ms: Option<u64>,
+    /// When the log was last told that accepting fails.
+    accept_warned_ms: Option<u64>,
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
@@ -77,6 +79,7 @@ impl Io {
             doors,
             crowded: false,
             accept_again_ms: None,
+            accept_warned_ms: None,
             rules,
             pool,
             app,
@@ -238,10 +241,11 @@ impl Io {
             }
         };
         let trusted = self.rules.trusts(&peer);
+        let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
         let port = Arc::clone(&self.port);
-        let token = self
-            .conns
-            .insert(|token| Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted));
+        let token = self.conns.insert(|token| {
+            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy)
+        });
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
         if self.conns.len() >= self.rules.connections_max && !self.crowded {
@@ -255,8 +259,12 @@ impl Io {
 
     fn accept_failed(&mut self, listener: usize, error: &io::Error) {
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
-        if self.accept_again_ms.is_none() {
-            warn!(%error, "cannot accept on {}; trying again in {ACCEPT_RETRY_MS} ms", self.doors[listener].listener.name);
+        if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
+            self.accept_warned_ms = Some(self.now_ms);
+            warn!(
+                "cannot accept on {}: {error}; trying again every {ACCEPT_RETRY_MS} ms",
+                self.doors[listener].listener.name
+            );
         }
         self.accept_again_ms = Some(self.now_ms + ACCEPT_RETRY_MS);
     }
@@ -296,7 +304,10 @@ impl Io {
         {
             conn.phase = Phase::Head;
         }
-        if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
+        if conn.before_proxy {
+            conn.input.extend_from_slice(bytes);
+            self.on_proxy_header(token);
+        } else if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
             let used = self.consume(token, bytes);
             if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty())
                 && let Some(conn) = self.conns.get(token)
@@ -308,6 +319,41 @@ impl Io {
             self.consume_input(token);
         }
         self.settle(token);
+    }
+
+    /// The first bytes of a connection that may begin with a PROXY header. What follows it is a request.
+    fn on_proxy_header(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let parsed = parse_proxy(&conn.input, self.rules.proxy_mode);
+        if matches!(parsed, Ok(None)) {
+            if !conn.in_head {
+                conn.in_head = true;
+                self.set_deadline(token, self.rules.header_ms);
+            }
+            return;
+        }
+        if !matches!(parsed, Ok(Some((_, ProxyInfo::Absent)))) && !self.rules.is_proxy(conn.link.peer()) {
+            self.refuse(token, &Refusal::new(403, "this peer may not send a PROXY header"));
+            return;
+        }
+        match parsed {
+            Ok(Some((used, info))) => {
+                conn.before_proxy = false;
+                conn.in_head = false;
+                conn.input.drain(..used);
+                if let ProxyInfo::Proxied { source, destination } = info
+                    // Nobody else has the link before the first request is handed over.
+                    && let Some(link) = Arc::get_mut(&mut conn.link)
+                {
+                    link.announce(source, destination);
+                }
+                // The proxy may connect long before its client asks.
+                self.set_deadline(token, self.rules.first_byte_ms);
+                self.consume_input(token);
+            }
+            Err(refused) => self.refuse(token, &refused),
+            Ok(None) => {}
+        }
     }
 
     /// Understands what waits in the connection's input.
@@ -501,6 +547,7 @@ impl Io {
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
         let Some(conn) = self.conns.get(token) else { return };
+        exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
         if self.rules.timed {
             exchange.request.received_ns = clock::monotonic_ns();

@@ -34,7 +34,7 @@ use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Listener, Port, Runner};
 use crate::config::Trusted;
-use crate::http::Policy;
+use crate::http::{Policy, ProxyMode};
 use crate::limits::{PIPELINE_BYTES_MAX, RECV_BUFFER_BYTES, RESPONSE_QUEUE_BYTES};
 use crate::ring::sim::{Dice, Network, Sim};
 use crate::ring::{Accepting, Driver, Event, Socket, Token, Waker};
@@ -179,6 +179,9 @@ fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     Rules {
         policy: Policy::default(),
         trusted: Trusted::default(),
+        proxy_mode: ProxyMode::Off,
+        proxies: Trusted::default(),
+        keep_alive: true,
         connections_max,
         body_buffer_bytes,
         first_byte_ms: 21_000,
