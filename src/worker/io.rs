@@ -4,7 +4,7 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,11 @@ pub(super) struct Io {
     /// Decoded bytes of bodies that nobody wants.
     waste: Vec<u8>,
     draining: Option<u64>,
+    /// Requests that waited for a runner at the end of the last turn.
+    waiting: usize,
+    events: Vec<Event>,
+    reports: Vec<Token>,
+    expired: Vec<Token>,
 }
 
 impl Io {
@@ -80,6 +85,10 @@ impl Io {
             batch: Vec::new(),
             waste: Vec::new(),
             draining: None,
+            waiting: 0,
+            events: Vec::new(),
+            reports: Vec::new(),
+            expired: Vec::new(),
         }
     }
 
@@ -99,64 +108,92 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64)) -> io::Result<u64> {
-        let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
-        let mut waiting = 0;
         loop {
-            let timeout = self.timeout(waiting > 0);
-            self.driver.turn(Some(timeout), &mut events)?;
-            self.now_ms = self.driver.now_ms();
+            self.turn()?;
             pulse(self.now_ms);
-
-            // Reports first: a connection that became idle can take the bytes that came in this turn.
-            self.port.collect(&mut reports);
-            for token in reports.drain(..) {
-                self.look(token);
-            }
-            for event in events.drain(..) {
-                self.on_event(event);
-            }
-            self.wheel.expired(self.now_ms, &mut expired);
-            for token in expired.drain(..) {
-                self.on_expired(token);
-            }
-            if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
-                self.accept_again_ms = None;
-                self.open();
-            }
-            if self.batch.is_empty() {
-                if waiting > 0 {
-                    waiting = self.pool.waiting();
-                }
-            } else {
-                waiting = self.pool.submit(&mut self.batch);
-            }
-            if waiting > 0 {
+            if self.waiting > 0 {
                 self.pool.supervise(&mut watch, &self.app);
             }
-            match stop() {
-                Some(Stop::Quick) => {
-                    self.draining = None;
-                    break;
-                }
-                Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
-                _ => {}
-            }
-            if let Some(deadline) = self.draining
-                && (self.conns.len() == 0 || self.now_ms >= deadline)
-            {
+            if self.obey(stop()) {
                 break;
             }
         }
-        for token in self.conns.tokens() {
-            self.close(token);
-        }
+        self.close_all();
         Ok(self.draining.map_or(0, |deadline| deadline.saturating_sub(self.now_ms)))
     }
 
-    fn timeout(&self, requests_wait: bool) -> Duration {
+    /// Waits until something happens, and moves every connection that it concerns one step.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let mut events = std::mem::take(&mut self.events);
+        self.driver.turn(Some(timeout), &mut events)?;
+        self.now_ms = self.driver.now_ms();
+
+        // Reports first: a connection that became idle can take the bytes that came in this turn.
+        let mut reports = std::mem::take(&mut self.reports);
+        self.port.collect(&mut reports);
+        for token in reports.drain(..) {
+            self.look(token);
+        }
+        self.reports = reports;
+        for event in events.drain(..) {
+            self.on_event(event);
+        }
+        self.events = events;
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expired(self.now_ms, &mut expired);
+        for token in expired.drain(..) {
+            self.on_expired(token);
+        }
+        self.expired = expired;
+        if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
+            self.accept_again_ms = None;
+            // Without room, the next connection that closes opens the doors.
+            if !self.crowded {
+                self.open();
+            }
+        }
+        if !self.batch.is_empty() {
+            self.waiting = self.pool.submit(&mut self.batch);
+        } else if self.waiting > 0 {
+            self.waiting = self.pool.waiting();
+        }
+        Ok(())
+    }
+
+    /// Does what the order says; returns whether the loop is to end.
+    pub(super) fn obey(&mut self, stop: Option<Stop>) -> bool {
+        match stop {
+            Some(Stop::Quick) => {
+                self.draining = None;
+                return true;
+            }
+            Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
+            _ => {}
+        }
+        self.draining.is_some_and(|deadline| self.conns.len() == 0 || self.now_ms >= deadline)
+    }
+
+    /// Closes what is open. An answer that is cut by it is reset: its end may be the connection's end, and
+    /// would look complete.
+    pub(super) fn close_all(&mut self) {
+        for token in self.conns.tokens() {
+            let Some(conn) = self.conns.get(token) else { continue };
+            let cut = conn.link.standing() == Standing::Busy || conn.link.has_rest();
+            if cut {
+                conn.link.socket().abort();
+            }
+            self.close(token);
+        }
+    }
+
+    fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
-        if requests_wait {
+        if self.waiting > 0 {
             ms = BATCH_CHECK_MS;
         }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
@@ -249,7 +286,11 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
+        // The quick way from one request to the next, when the last one has left nothing behind: then
+        // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
+            && !(conn.paused || conn.broken || conn.streamed)
+            && conn.input.is_empty()
             && conn.link.standing() == Standing::Idle
         {
             conn.phase = Phase::Head;
@@ -327,14 +368,16 @@ impl Io {
     /// or the end of the client's stream.
     fn settle(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        let Phase::InHand(stream) = &conn.phase else { return };
-        if stream.is_some() || (conn.input.is_empty() && !conn.ended) {
+        if !matches!(conn.phase, Phase::InHand(_)) || (conn.input.is_empty() && !conn.ended && !conn.paused) {
             return;
         }
-        let full = conn.input.len() > PIPELINE_BYTES_MAX;
         if conn.link.want_attention() != Standing::Busy {
             self.look(token);
-        } else if full {
+        }
+        // Also when the answer is complete, but not sent.
+        let full =
+            |conn: &Conn| matches!(conn.phase, Phase::InHand(_)) && conn.input.len() > PIPELINE_BYTES_MAX;
+        if self.conns.get(token).is_some_and(|conn| full(conn)) {
             self.pause(token);
         }
     }
@@ -395,7 +438,17 @@ impl Io {
                     self.on_gathered(token);
                 }
                 Phase::InHand(None) => return used,
-                Phase::InHand(Some(_)) => used += self.feed(token, rest),
+                Phase::InHand(Some(_)) if conn.link.standing() == Standing::Busy => {
+                    used += self.feed(token, rest);
+                }
+                Phase::InHand(Some(_)) => {
+                    // Answered without reading it all.
+                    self.look(token);
+                    if self.conns.get(token).is_some_and(|conn| matches!(conn.phase, Phase::InHand(_))) {
+                        // The answer is still on its way out; this waits for its end.
+                        return used;
+                    }
+                }
                 Phase::Drain(decoder, left) => {
                     self.waste.clear();
                     let result = decoder.decode(rest, &mut self.waste);
@@ -449,9 +502,11 @@ impl Io {
                 self.hand_over(token, exchange, Some(decoder));
                 return;
             }
-            // A short or failed send means that the client is gone, which the receive side reports.
-            let _ = conn.link.socket().send(&[IoSlice::new(CONTINUE)]);
+            if conn.link.say(CONTINUE) {
+                self.write(token);
+            }
         }
+        let Some(conn) = self.conns.get(token) else { return };
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
         self.set_deadline(token, self.rules.body_ms);
     }
@@ -493,6 +548,7 @@ impl Io {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
         }
+        conn.streamed = stream.is_some();
         conn.phase = Phase::InHand(stream.map(Box::new));
         self.batch.push(exchange);
         // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
@@ -508,11 +564,6 @@ impl Io {
     /// Decodes body bytes into what the application reads. Returns how many were used.
     fn feed(&mut self, token: Token, data: &[u8]) -> usize {
         let Some(conn) = self.conns.get(token) else { return data.len() };
-        if conn.link.standing() != Standing::Busy {
-            // Answered without reading it all.
-            self.look(token);
-            return 0;
-        }
         let Phase::InHand(Some(decoder)) = &mut conn.phase else { return 0 };
         let (result, _) = conn.link.feed_body(|waiting| decoder.decode(data, waiting));
         let complete = decoder.is_complete();
@@ -553,7 +604,7 @@ impl Io {
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
-        self.set_deadline(token, u64::MAX);
+        self.set_deadline(token, self.rules.keepalive_ms);
     }
 
     fn on_ended(&mut self, token: Token) {
@@ -580,12 +631,8 @@ impl Io {
             return;
         }
         let standing = conn.link.standing();
-        if conn.link.has_rest() {
-            if !conn.writing {
-                conn.writing = true;
-                self.set_deadline(token, self.rules.response_ms);
-                self.flush(token);
-            }
+        if !conn.writing && conn.link.has_rest() {
+            self.write(token);
             return;
         }
         match standing {
@@ -594,6 +641,8 @@ impl Io {
                     self.resume(token);
                 }
             }
+            // Flushing ends with another look.
+            _ if conn.writing => {}
             Standing::Idle => self.next_request(token),
             Standing::Finished(Outcome::Keep) => {
                 conn.link.reopen();
@@ -630,28 +679,35 @@ impl Io {
         if conn.ended {
             // What the end means depends on what the bytes before it have become.
             self.on_ended(token);
-        } else if conn.paused {
-            self.resume(token);
-        } else {
-            self.settle(token);
+            return;
         }
+        if conn.paused {
+            self.resume(token);
+        }
+        self.settle(token);
     }
 
     /// Receives again after a pause, unless enough still waits.
     fn resume(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         match conn.phase {
-            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => self.settle(token),
+            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => {}
             Phase::InHand(Some(_)) => {
-                self.receive(token);
-                self.set_deadline(token, self.rules.body_ms);
-                self.hold_body(token);
+                if !conn.link.pause_body(self.rules.body_buffer_bytes) {
+                    self.receive(token);
+                    self.set_deadline(token, self.rules.body_ms);
+                }
             }
-            _ => {
-                self.receive(token);
-                self.settle(token);
-            }
+            _ => self.receive(token),
         }
+    }
+
+    /// Begins to send what was queued.
+    fn write(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing = true;
+        self.set_writing_deadline(token);
+        self.flush(token);
     }
 
     fn flush(&mut self, token: Token) {
@@ -659,14 +715,7 @@ impl Io {
         match conn.link.flush() {
             Flushed::All => {
                 conn.writing = false;
-                let next = match conn.phase {
-                    // While receiving is paused the application is slow, not the client.
-                    Phase::InHand(Some(_)) if conn.paused => u64::MAX,
-                    Phase::InHand(Some(_)) => self.rules.body_ms,
-                    // The end of the answer may pass without a report: the wheel finds the connection idle.
-                    _ => self.rules.keepalive_ms,
-                };
-                self.set_deadline(token, next);
+                conn.writing_deadline_ms = u64::MAX;
                 self.look(token);
             }
             Flushed::Full { progress } => {
@@ -674,7 +723,7 @@ impl Io {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
                 } else if progress {
-                    self.set_deadline(token, self.rules.response_ms);
+                    self.set_writing_deadline(token);
                 }
             }
             Flushed::Gone => {
@@ -689,9 +738,13 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
         let page = refusal(refused.status, &refused.detail, false);
-        // It fits an empty send buffer; a client that does not read its answers gets none.
-        let _ = conn.link.socket().send(&[IoSlice::new(&page)]);
-        self.linger(token);
+        // What the socket does not take is sent like the rest of any other last answer.
+        let _ = conn.link.say(&page);
+        conn.link.conclude();
+        conn.phase = Phase::InHand(None);
+        conn.broken = true;
+        conn.input = Vec::new();
+        self.look(token);
     }
 
     /// Sends the end of our stream and waits, bounded, for the client's.
@@ -728,10 +781,23 @@ impl Io {
     fn set_deadline(&mut self, token: Token, after_ms: u64) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.deadline_ms = self.now_ms.saturating_add(after_ms);
+        self.arm(token);
+    }
+
+    /// Gives the client `response_timeout` to take something of its answer.
+    fn set_writing_deadline(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing_deadline_ms = self.now_ms.saturating_add(self.rules.response_ms);
+        self.arm(token);
+    }
+
+    fn arm(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let due_ms = conn.deadline_ms.min(conn.writing_deadline_ms);
         // An earlier entry fires first and is set anew then: moving a deadline costs nothing.
-        if conn.deadline_ms < conn.wheel_ms {
-            conn.wheel_ms = conn.deadline_ms;
-            self.wheel.schedule(token, conn.deadline_ms);
+        if due_ms < conn.wheel_ms {
+            conn.wheel_ms = due_ms;
+            self.wheel.schedule(token, due_ms);
         }
     }
 
@@ -739,11 +805,14 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         // The wheel keeps one entry for each slot, the earliest: it may stem from the slot's last user.
         conn.wheel_ms = u64::MAX;
+        if conn.writing_deadline_ms <= self.now_ms {
+            debug!("{} stopped reading its answer", conn.link.peer());
+            conn.link.socket().abort();
+            self.close(token);
+            return;
+        }
         if conn.deadline_ms > self.now_ms {
-            let left = conn.deadline_ms.saturating_sub(self.now_ms);
-            if conn.deadline_ms != u64::MAX {
-                self.set_deadline(token, left);
-            }
+            self.arm(token);
             return;
         }
         match &conn.phase {
@@ -756,14 +825,9 @@ impl Io {
             Phase::Body(_) => {
                 self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });
             }
-            Phase::InHand(_) if conn.writing => {
-                debug!("{} stopped reading its answer", conn.link.peer());
-                conn.link.socket().abort();
-                self.close(token);
-            }
-            // The client waits for `100 Continue`, and the application has not asked for the body yet.
-            Phase::InHand(Some(_)) if conn.link.owes_continue() => {
-                self.set_deadline(token, self.rules.body_ms)
+            // The body is not what holds this up: the application has not asked for it, or has answered.
+            Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
+                self.set_deadline(token, self.rules.body_ms);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::TimedOut),
             Phase::InHand(None) => {
@@ -800,16 +864,40 @@ impl Io {
         }
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
-            let idle = match conn.phase {
-                Phase::Head => !conn.in_head,
-                Phase::InHand(None) => conn.link.standing() == Standing::Idle,
-                _ => false,
-            };
-            if idle {
-                conn.phase = Phase::Head;
+            if matches!(conn.phase, Phase::InHand(None)) && conn.link.standing() == Standing::Idle {
+                self.look(token);
+            }
+            let idle = |conn: &Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
+            if self.conns.get(token).is_some_and(|conn| idle(conn)) {
                 // A request may be on its way: it is answered, with the close announced.
                 self.set_deadline(token, DRAIN_IDLE_MS);
             }
         }
+    }
+}
+
+/// What a simulation asks between two turns.
+#[cfg(any(test, feature = "simulation"))]
+impl Io {
+    pub(super) fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// When the wheel's next entry is due.
+    pub(super) fn next_entry_ms(&self) -> Option<u64> {
+        self.wheel.next_ms()
+    }
+
+    /// For each connection: bytes of input, of the answer, and of the streamed body that it holds.
+    pub(super) fn held_bytes(&mut self) -> Vec<(usize, usize, usize)> {
+        let tokens = self.conns.tokens();
+        let mut held = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            if let Some(conn) = self.conns.get(token) {
+                let (answer, body) = conn.link.held_bytes();
+                held.push((conn.input.len(), answer, body));
+            }
+        }
+        held
     }
 }

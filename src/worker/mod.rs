@@ -7,6 +7,9 @@ mod access;
 mod conn;
 mod io;
 mod pool;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod table;
 #[cfg(test)]
 mod tests;

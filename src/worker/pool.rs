@@ -132,6 +132,21 @@ impl Pool {
         waiting
     }
 
+    /// Takes the next request, for runners that a simulation plays on its own thread.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn take_next(&self) -> Option<Box<Exchange>> {
+        let mut queue = lock(&self.queue);
+        let exchange = queue.ready.pop_front()?;
+        queue.taken += 1;
+        Some(exchange)
+    }
+
+    /// Takes an exchange back that is done, as a runner does.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn give_back(&self, exchange: Box<Exchange>) {
+        lock(&self.queue).spare.push(exchange);
+    }
+
     /// Requests that wait for a runner.
     #[must_use]
     pub(super) fn waiting(&self) -> usize {
