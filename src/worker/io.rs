@@ -56,6 +56,9 @@ pub(super) struct Io {
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
+    /// What other threads do between two events of a turn.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) meanwhile: Option<Box<dyn FnMut()>>,
 }
 
 impl Io {
@@ -89,6 +92,8 @@ impl Io {
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
+            #[cfg(any(test, feature = "simulation"))]
+            meanwhile: None,
         }
     }
 
@@ -141,6 +146,10 @@ impl Io {
         }
         self.reports = reports;
         for event in events.drain(..) {
+            #[cfg(any(test, feature = "simulation"))]
+            if let Some(meanwhile) = &mut self.meanwhile {
+                meanwhile();
+            }
             self.on_event(event);
         }
         self.events = events;
@@ -289,7 +298,7 @@ impl Io {
         // The quick way from one request to the next, when the last one has left nothing behind: then
         // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
-            && !(conn.paused || conn.broken || conn.streamed)
+            && !(conn.paused || conn.streamed)
             && conn.input.is_empty()
             && conn.link.standing() == Standing::Idle
         {
