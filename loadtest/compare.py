@@ -120,8 +120,8 @@ def start(server: Server, args: argparse.Namespace) -> None:
     server.process.kill()
 
 
-def drive(server: Server, args: argparse.Namespace, seconds: float) -> dict:
-    command = ["taskset", "-c", args.load_cpu, "wrk", "-t1", f"-c{args.connections}", f"-d{seconds:g}s", "--latency"]
+def drive(server: Server, args: argparse.Namespace, seconds: int) -> dict:
+    command = ["taskset", "-c", args.load_cpu, "wrk", "-t1", f"-c{args.connections}", f"-d{seconds}s", "--latency"]
     if args.close:
         command += ["-H", "Connection: close"]
     before = cpu_seconds(server.process.pid)
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--close", action="store_true", help="a new connection for each request")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="of each round")
+    parser.add_argument("--seconds", type=int, default=3, help="of each round; wrk takes whole ones")
     parser.add_argument("--bin", type=Path, default=Path(sys.executable).parent)
     parser.add_argument("--server-cpu", default="0")
     parser.add_argument("--load-cpu", default="1")
@@ -186,7 +186,7 @@ def main() -> int:
 def report(servers: list[Server], args: argparse.Namespace) -> None:
     median = {s.name: statistics.median(r["cpu_us"] for r in s.rounds) for s in servers if s.rounds}
     reference = next(iter(median.values()), float("nan"))
-    print(f"{args.app}{args.path}, {args.connections} connections, {args.rounds} rounds of {args.seconds:g} s")
+    print(f"{args.app}{args.path}, {args.connections} connections, {args.rounds} rounds of {args.seconds} s")
     print("| server | CPU us/request | least..most | of the first | requests/s | p50 | p99 | errors | MiB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for server in servers:
