@@ -58,6 +58,10 @@ pub const ACCEPTS_PER_TURN: usize = 64;
 /// Workers that may be asked for. More processes than this is a slip of the pen.
 pub const WORKERS_MAX: usize = 4096;
 
+/// Worker processes of one master at the same time. While workers are replaced, each slot may have a
+/// successor beside its worker.
+pub const RECORDS_MAX: usize = 2 * WORKERS_MAX;
+
 /// Runner threads of one worker that may be asked for.
 pub const THREADS_MAX: usize = 4096;
 

@@ -543,8 +543,7 @@ pub static SETTINGS: &[Setting] = &[
         Count(0),
         int(0),
         "Requests after which a worker is replaced; 0 = never",
-    )
-    .but(NotYet("restart the service from time to time if the application leaks memory")),
+    ),
     setting(
         Workers,
         "max_requests_jitter",
@@ -552,8 +551,7 @@ pub static SETTINGS: &[Setting] = &[
         Count(0),
         int(0),
         "Random addition to max_requests, at most",
-    )
-    .but(NoOp("it shapes max_requests, which is not honoured yet")),
+    ),
     setting(Workers, "worker_tmp_dir", &["--worker-tmp-dir"], Path, UNSET, "Directory of the heartbeat file")
         .but(NoOp("the heartbeat lives in shared memory, not in a file")),
     // Requests
@@ -787,8 +785,7 @@ pub static SETTINGS: &[Setting] = &[
     setting(Process, "default_proc_name", &[], Text, text("gunicorn"), "Name when proc_name is not set")
         .but(NoOp("process titles are not set yet")),
     setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background")
-        .start()
-        .but(Refused("run it in the foreground under systemd or another supervisor")),
+        .start(),
     setting(
         Process,
         "enable_stdio_inheritance",
@@ -807,7 +804,8 @@ pub static SETTINGS: &[Setting] = &[
         Choice(&["auto", "uring", "epoll"]),
         text("auto"),
         "Network backend: auto, uring or epoll",
-    ),
+    )
+    .start(),
     setting(
         Ringhorn,
         "pin",

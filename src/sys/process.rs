@@ -109,6 +109,14 @@ pub fn die_with(parent: Pid) -> io::Result<bool> {
     Ok(parent_id() == Some(parent))
 }
 
+/// Sends this process `signal` when its parent dies (PR_SET_PDEATHSIG).
+///
+/// # Errors
+/// What prctl(2) refuses.
+pub fn hear_of_parents_end(signal: Signal) -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(signal))?)
+}
+
 /// Names the calling thread (PR_SET_NAME); the kernel keeps 15 bytes.
 ///
 /// # Errors
