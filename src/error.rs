@@ -84,6 +84,13 @@ impl StartError {
         self
     }
 
+    /// The same error, ending the process in another way.
+    #[must_use]
+    pub fn exiting(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
     /// How the process is to end.
     #[must_use]
     pub const fn exit(&self) -> Exit {

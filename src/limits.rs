@@ -103,6 +103,13 @@ pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// on its way.
 pub const DRAIN_IDLE_MS: u64 = 500;
 
+/// Milliseconds that an idle connection stays open when its worker is replaced and the server goes on: for
+/// longer pauses between two requests clients have learned to open a new connection.
+pub const RETIRE_IDLE_MS: u64 = 10_000;
+
+/// Milliseconds after a stop until new clients are refused, however many come.
+pub const CLOSE_ENTRANCE_MS: u64 = 500;
+
 /// Descriptors of a worker that are not for connections: files and sockets of the application, listeners,
 /// logs, rings.
 pub const DESCRIPTORS_RESERVED: usize = 256;

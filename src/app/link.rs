@@ -254,6 +254,12 @@ impl Link {
         }
     }
 
+    /// Whether bytes of a later request wait behind the one in hand.
+    #[must_use]
+    pub fn has_more_waiting(&self) -> bool {
+        self.state.load(Ordering::Acquire) == BUSY_ATTENTION
+    }
+
     /// After `Finished` was dealt with and the connection goes on.
     pub fn reopen(&self) {
         self.state.store(IDLE, Ordering::Release);

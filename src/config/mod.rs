@@ -405,7 +405,15 @@ impl Values {
         match check::check(setting, value) {
             Ok(Value::None) => self.entries[index] = Entry { value: setting.default.value(), source },
             Ok(value) => self.entries[index] = Entry { value, source },
-            Err(reason) => return Err(invalid(setting, &source, &shown, &reason)),
+            Err(reason) => {
+                let error = invalid(setting, &source, &shown, &reason);
+                // Text in a number's place on the command line is a wrong command line, as argparse has it; a
+                // number out of bounds is a wrong setting.
+                let mistyped = matches!(source, Source::CommandLine(_) | Source::Arguments(..))
+                    && ["it must be a whole number", "it must be a number of seconds"]
+                        .contains(&reason.as_str());
+                return Err(if mistyped { error.exiting(Exit::Usage) } else { error });
+            }
         }
         Ok(())
     }

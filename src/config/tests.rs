@@ -334,13 +334,22 @@ fn errors_of_other_kinds_name_their_source_and_a_remedy() {
         ("-e NOVALUE", "invalid environment variable \"NOVALUE\""),
         ("--access-logformat '%(h)d'", "h is text; write %(h)s"),
         ("--io fast", "it must be one of auto, uring, epoll"),
-        ("-t soon", "it must be a number of seconds"),
+        ("-t -1", "it must be a number of seconds"),
         ("--forwarded-allow-ips 10.0.0.1/8", "has host bits"),
     ] {
         let error = error(&format!("{line} app:app"));
         assert!(error.contains(wanted), "{error}");
         assert_eq!(error.matches("\n  from: --").count(), 1, "{error}");
         assert_eq!(error.matches("\n  hint: ").count(), 1, "{error}");
+    }
+}
+
+/// argparse, which gunicorn uses, ends with 2 when text stands in a number's place.
+#[test]
+fn text_in_the_place_of_a_number_is_a_wrong_command_line() {
+    for line in ["-t soon app:app", "--workers many app:app"] {
+        let error = Setup::new(line).error();
+        assert_eq!(error.exit(), Exit::Usage, "{error}");
     }
 }
 

@@ -39,7 +39,7 @@ use self::sockets::Listeners;
 use crate::config::{Settings, WorkerClass};
 use crate::error::{Exit, StartError};
 use crate::limits::WORKERS_MAX;
-use crate::observe::{self, CRITICAL};
+use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
@@ -162,11 +162,16 @@ pub fn cpus(settings: &Settings) -> Option<Vec<usize>> {
 /// The caller's thread is the only one of the process, or the workers inherit whatever the others
 /// had locked.
 pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
+    let to_file = matches!(settings.errorlog, LogTarget::File(_));
     let exit = match Master::start(settings, host) {
         Ok(mut master) => master.serve(),
         Err(error) => {
             let text = error.to_string();
             error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+            if to_file {
+                // Whoever started the server looks at the terminal first.
+                eprintln!("{text}");
+            }
             error.exit()
         }
     };

@@ -1,12 +1,17 @@
-//! The CPU clock of a thread, read from another one. It tells a runner that is blocked (the clock
-//! stands still) from one that is busy (the clock runs).
+//! The CPU clock and the state of a thread, read from another one. They tell a runner that is blocked
+//! (the clock stands still) from one that is busy (the clock runs), or would be if it had the CPU.
 
 use std::io;
 use std::mem::MaybeUninit;
 
+use rustix::process::Pid;
+
 /// Names the CPU clock of one thread of this process.
 #[derive(Clone, Copy, Debug)]
-pub struct ThreadClock(libc::clockid_t);
+pub struct ThreadClock {
+    clock: libc::clockid_t,
+    thread: Pid,
+}
 
 impl ThreadClock {
     /// The calling thread's clock, for others to read.
@@ -20,7 +25,25 @@ impl ThreadClock {
         // SAFETY: `thread` is the calling thread, so it is alive, and `clock` is a valid place for
         // the result.
         let result = unsafe { libc::pthread_getcpuclockid(thread, &raw mut clock) };
-        if result == 0 { Ok(Self(clock)) } else { Err(io::Error::from_raw_os_error(result)) }
+        if result == 0 {
+            Ok(Self { clock, thread: rustix::thread::gettid() })
+        } else {
+            Err(io::Error::from_raw_os_error(result))
+        }
+    }
+
+    /// Whether the thread runs or waits for a CPU, as opposed to waiting for anything else. Its clock stands
+    /// still in both cases of waiting. About 5 microseconds: a file of /proc is read.
+    ///
+    /// # Source
+    /// proc(5), `/proc/[pid]/task/[tid]/stat`, field 3.
+    #[must_use]
+    pub fn is_runnable(self) -> bool {
+        let path = format!("/proc/self/task/{}/stat", self.thread.as_raw_nonzero());
+        let Ok(stat) = std::fs::read(path) else { return false };
+        // The name in parentheses may hold anything, also parentheses.
+        let after_name = stat.iter().rposition(|byte| *byte == b')').unwrap_or(0);
+        stat.get(after_name + 2) == Some(&b'R')
     }
 
     /// CPU time that the thread has used since its start, in nanoseconds; `None` when it has ended.
@@ -29,7 +52,7 @@ impl ThreadClock {
         let mut time = MaybeUninit::<libc::timespec>::uninit();
         // SAFETY: `time` is a valid place for a timespec; a clock of a thread that is gone only
         // makes the call fail.
-        let result = unsafe { libc::clock_gettime(self.0, time.as_mut_ptr()) };
+        let result = unsafe { libc::clock_gettime(self.clock, time.as_mut_ptr()) };
         if result != 0 {
             return None;
         }
@@ -75,6 +98,10 @@ mod tests {
         go.send(()).unwrap();
         clocks.recv().unwrap();
         assert!(clock.nanoseconds().unwrap() >= blocked + 2_000_000);
+        assert!(ThreadClock::of_current_thread().unwrap().is_runnable());
+        while clock.is_runnable() {
+            std::thread::yield_now();
+        }
         go.send(()).unwrap();
         thread.join().unwrap();
     }

@@ -19,11 +19,15 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    PIPELINE_BYTES_MAX,
+    ACCEPT_RETRY_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
+    PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
+
+/// Turns after accepting ended in which a connection may still be delivered: one that submits the end, one that
+/// brings what was on its way.
+const CLOSED_TURNS: u8 = 2;
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -48,7 +52,23 @@ pub(super) struct Io {
     batch: Vec<Box<Exchange>>,
     /// Decoded bytes of bodies that nobody wants.
     waste: Vec<u8>,
+    /// How this worker leaves, once it was told to.
+    leaving: Option<Stop>,
+    /// When it leaves, whatever is still open.
     draining: Option<u64>,
+    entrance: Entrance,
+    /// Requests handed over since the last pulse.
+    begun: u64,
+}
+
+/// Whether connections come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entrance {
+    Open,
+    /// They do until the queues are empty, or until this time.
+    Closing { until_ms: u64 },
+    /// They do not. The backend may still deliver one that it had taken; turns since then.
+    Closed { turns: u8 },
 }
 
 impl Io {
@@ -76,7 +96,10 @@ impl Io {
             blank: None,
             batch: Vec::new(),
             waste: Vec::new(),
+            leaving: None,
             draining: None,
+            entrance: Entrance::Open,
+            begun: 0,
         }
     }
 
@@ -90,12 +113,12 @@ impl Io {
         }
     }
 
-    /// Runs until `stop` says so and the connections are done. `pulse` is told the time at each turn. Returns the
-    /// milliseconds that are left for the runners.
+    /// Runs until `stop` says so and the connections are done. `pulse` is told, at each turn, the time and how many
+    /// requests were begun since the last one. Returns the milliseconds that are left for the runners.
     ///
     /// # Errors
     /// When the backend fails.
-    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64)) -> io::Result<u64> {
+    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64, u64)) -> io::Result<u64> {
         let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
         let mut waiting = 0;
@@ -103,7 +126,7 @@ impl Io {
             let timeout = self.timeout(waiting > 0);
             self.driver.turn(Some(timeout), &mut events)?;
             self.now_ms = self.driver.now_ms();
-            pulse(self.now_ms);
+            pulse(self.now_ms, std::mem::take(&mut self.begun));
 
             // Reports first: a connection that became idle can take the bytes that came in this turn.
             self.port.collect(&mut reports);
@@ -136,11 +159,13 @@ impl Io {
                     self.draining = None;
                     break;
                 }
-                Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
+                Some(stop) if self.leaving < Some(stop) => self.drain(stop),
                 _ => {}
             }
+            self.close_entrance();
             if let Some(deadline) = self.draining
-                && (self.conns.len() == 0 || self.now_ms >= deadline)
+                && ((self.conns.len() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS })
+                    || self.now_ms >= deadline)
             {
                 break;
             }
@@ -155,6 +180,9 @@ impl Io {
         let mut ms = HEARTBEAT_MS;
         if requests_wait {
             ms = BATCH_CHECK_MS;
+        }
+        if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
+            ms = 1;
         }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
             ms = ms.min(at.saturating_sub(self.now_ms));
@@ -208,6 +236,9 @@ impl Io {
     }
 
     fn accept_failed(&mut self, listener: usize, error: &io::Error) {
+        if self.leaving.is_some() {
+            return;
+        }
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
         if self.accept_again_ms.is_none() {
             warn!(%error, "cannot accept on {}; trying again in {ACCEPT_RETRY_MS} ms", self.doors[listener].listener.name);
@@ -442,6 +473,7 @@ impl Io {
             exchange.request.received_ns = clock::monotonic_ns();
         }
         conn.link.hand_over();
+        self.begun += 1;
         if stream.is_some() {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
@@ -544,8 +576,7 @@ impl Io {
         match standing {
             Standing::Busy => {
                 if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
-                    self.receive(token);
-                    self.set_deadline(token, self.rules.body_ms);
+                    self.resume(token);
                 }
             }
             Standing::Idle => self.next_request(token),
@@ -581,10 +612,30 @@ impl Io {
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
+        if conn.ended {
+            // What the end means depends on what the bytes before it have become.
+            self.on_ended(token);
+        } else if conn.paused {
+            self.resume(token);
+        } else {
+            self.settle(token);
+        }
+    }
+
+    /// Receives again after a pause, unless enough still waits.
+    fn resume(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
         match conn.phase {
-            Phase::Head | Phase::Drain(..) if conn.ended => self.close(token),
-            Phase::Head | Phase::Drain(..) if conn.paused => self.receive(token),
-            _ => self.settle(token),
+            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => self.settle(token),
+            Phase::InHand(Some(_)) => {
+                self.receive(token);
+                self.set_deadline(token, self.rules.body_ms);
+                self.hold_body(token);
+            }
+            _ => {
+                self.receive(token);
+                self.settle(token);
+            }
         }
     }
 
@@ -707,19 +758,25 @@ impl Io {
 
     // ---- leaving -----------------------------------------------------------------------------
 
-    /// Stops taking connections; answers what was accepted, and ends each connection after its answer.
-    fn drain(&mut self) {
-        self.port.drain();
-        self.draining = Some(self.now_ms + self.rules.graceful_ms);
-        self.accept_again_ms = None;
-        for index in 0..self.doors.len() {
-            self.driver.stop_accept(index);
+    /// Begins to leave, or hurries: what was accepted is answered, and each connection ends after its answer.
+    fn drain(&mut self, stop: Stop) {
+        let first = self.leaving.is_none();
+        self.leaving = Some(stop);
+        if first {
+            self.port.drain();
+            self.draining = Some(self.now_ms + self.rules.graceful_ms);
+            self.accept_again_ms = None;
         }
-        // What the kernel had queued for this worker alone is still ours to serve.
-        for index in 0..self.doors.len() {
-            while let Some(socket) = self.doors[index].accept_queued() {
-                self.on_accepted(index, socket);
-            }
+        let (entrance_ms, idle_ms) = match stop {
+            // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
+            // the last moment: the master's patience ends then.
+            Stop::Retire => (self.rules.graceful_ms / 2, RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2)),
+            _ => (CLOSE_ENTRANCE_MS, DRAIN_IDLE_MS),
+        };
+        if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
+            self.entrance = Entrance::Closing { until_ms: self.now_ms + entrance_ms };
+        } else if stop == Stop::Close {
+            self.doors.iter().for_each(Door::close);
         }
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
@@ -729,9 +786,41 @@ impl Io {
                 _ => false,
             };
             if idle {
+                let left = match conn.phase {
+                    // The deadline stems from the last request's begin.
+                    Phase::InHand(_) => {
+                        let idle_ms = self.now_ms.saturating_sub(conn.link.idle_since_ms());
+                        self.rules.keepalive_ms.saturating_sub(idle_ms)
+                    }
+                    _ => conn.deadline_ms.saturating_sub(self.now_ms),
+                };
                 conn.phase = Phase::Head;
                 // A request may be on its way: it is answered, with the close announced.
-                self.set_deadline(token, DRAIN_IDLE_MS);
+                self.set_deadline(token, idle_ms.min(left));
+            }
+        }
+    }
+
+    /// Goes on taking connections until nobody waits in the queues, then stops. What waits there was
+    /// promised service by the kernel.
+    fn close_entrance(&mut self) {
+        match self.entrance {
+            Entrance::Open => {}
+            Entrance::Closing { until_ms } => {
+                let patient = self.now_ms < until_ms && !self.crowded;
+                if patient && self.doors.iter().any(Door::has_waiting) {
+                    return;
+                }
+                for index in 0..self.doors.len() {
+                    self.driver.stop_accept(index);
+                }
+                if self.leaving == Some(Stop::Close) {
+                    self.doors.iter().for_each(Door::close);
+                }
+                self.entrance = Entrance::Closed { turns: 0 };
+            }
+            Entrance::Closed { turns } => {
+                self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
             }
         }
     }

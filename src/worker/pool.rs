@@ -17,7 +17,7 @@ use tracing::{debug, error};
 
 use super::access::AccessLog;
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::SPARE_EXCHANGES_MAX;
+use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::signal;
@@ -125,38 +125,41 @@ impl Pool {
         lock(&self.queue).ready.len()
     }
 
-    /// Called about every millisecond while requests wait: gives blocked runners company.
+    /// Called while requests wait, at least every millisecond: gives blocked runners company.
     ///
-    /// The clocks of all runners awake are read (a system call each). Together they stood still, or
-    /// nearly, since the last look: everybody is blocked. They ran: one interpreter lock lets one run at a
+    /// When no request was taken for a while, the clocks of the runners are read. Together they stood still, or
+    /// nearly, and nobody waits for a CPU: everybody is blocked. They ran: one interpreter lock lets one run at a
     /// time, so another thread would add nothing - until one request has computed for [`COMPANY_NS`].
     pub(super) fn supervise(self: &Arc<Self>, watch: &mut Watch, app: &Arc<dyn Application>) {
-        let now = Instant::now();
-        let mut queue = lock(&self.queue);
-        if queue.ready.is_empty() || queue.closing {
+        let queue = lock(&self.queue);
+        if watch.taken != queue.taken || queue.ready.is_empty() || queue.closing {
+            // The queue moves: the usual case, and no clock is read.
             *watch = Watch { taken: queue.taken, ..Watch::default() };
             return;
         }
-        let cpu_ns: u64 =
-            queue.seats.iter().filter_map(|seat| lock(&seat.clock).and_then(ThreadClock::nanoseconds)).sum();
-        let Some(since) = watch.since.filter(|_| watch.taken == queue.taken) else {
-            // The queue moved: start to measure anew.
-            *watch = Watch { taken: queue.taken, since: Some(now), cpu_ns, busy: None };
+        let now = Instant::now();
+        if watch.since.is_some_and(|since| now.duration_since(since).as_nanos() < u128::from(BLOCKING_NS / 2))
+        {
+            return;
+        }
+        let clocks: Vec<ThreadClock> = queue.seats.iter().filter_map(|seat| *lock(&seat.clock)).collect();
+        drop(queue);
+        let cpu_ns: u64 = clocks.iter().filter_map(|clock| clock.nanoseconds()).sum();
+        let (since, before_ns) = (watch.since.replace(now), std::mem::replace(&mut watch.cpu_ns, cpu_ns));
+        let Some(since) = since else {
+            watch.busy = Some(now);
             return;
         };
         let wall_ns = u64::try_from(now.duration_since(since).as_nanos()).unwrap_or(u64::MAX);
-        if wall_ns < BLOCKING_NS / 2 {
+        let idle = cpu_ns.saturating_sub(before_ns) < wall_ns / 2;
+        let blocked = idle && !clocks.iter().any(|clock| clock.is_runnable());
+        let stuck =
+            watch.busy.is_some_and(|busy| now.duration_since(busy) >= Duration::from_nanos(COMPANY_NS));
+        if !blocked && !stuck {
             return;
         }
-        let ran_ns = cpu_ns.saturating_sub(watch.cpu_ns);
-        let busy_since = *watch.busy.get_or_insert(since);
-        watch.since = Some(now);
-        watch.cpu_ns = cpu_ns;
-        let blocked = ran_ns < wall_ns / 2;
-        if !blocked && now.duration_since(busy_since) < Duration::from_nanos(COMPANY_NS) {
-            return;
-        }
-        watch.busy = None;
+        watch.busy = Some(now);
+        let mut queue = lock(&self.queue);
         if let Some(seat) = queue.wake() {
             drop(queue);
             seat.parker.unpark();
@@ -271,7 +274,21 @@ impl Pool {
             queue.awake -= 1;
             drop(queue);
             let mut wakeup = Wakeup::Woken;
-            runner.park(&mut || wakeup = seat.parker.park());
+            loop {
+                if main {
+                    // Signals that came since the last look.
+                    runner.interrupted();
+                }
+                // One that comes between this look and the sleep cannot interrupt what has not begun. It
+                // is a matter of a microsecond; the next look finds it.
+                let most = Duration::from_millis(HEARTBEAT_MS);
+                runner.park(&mut || {
+                    wakeup = if main { seat.parker.park_timeout(most) } else { seat.parker.park() };
+                });
+                if wakeup != Wakeup::TimedOut {
+                    break;
+                }
+            }
             if main && wakeup == Wakeup::Interrupted {
                 runner.interrupted();
             }

@@ -126,9 +126,10 @@ def test_content_type_and_length_only_when_sent(site):
     assert "HTTP_CONTENT_TYPE" not in told and "HTTP_CONTENT_LENGTH" not in told
 
 
-def test_chunked_request_has_no_content_length(site):
-    told = environ(site, chunked("/environ", [b"hello"]))
-    assert "CONTENT_LENGTH" not in told
+@pytest.mark.oracle_differs("gunicorn gives no length, and Django then reads nothing")
+def test_a_chunked_request_that_was_read_whole_has_its_length(site):
+    told = environ(site, chunked("/environ", [b"he", b"llo"]))
+    assert told["CONTENT_LENGTH"] == "5"
     assert told["wsgi.input_terminated"] == "True"
 
 
@@ -156,9 +157,10 @@ def test_a_name_with_an_underscore_cannot_pose_as_another(site):
     assert "HTTP_ONLY_FORGED" not in told
 
 
-def test_a_proxy_header_does_not_become_a_proxy_variable_outside_http(site):
-    """httpoxy: the field is HTTP_PROXY in the environ, and never in os.environ."""
-    assert environ(site, request("GET", "/environ", "Proxy: evil"))["HTTP_PROXY"] == "evil"
+@pytest.mark.oracle_differs("gunicorn passes the field on")
+def test_a_proxy_header_does_not_reach_the_application(site):
+    """httpoxy: libraries that take the environ for the process's environment would use the attacker's proxy."""
+    assert "HTTP_PROXY" not in environ(site, request("GET", "/environ", "Proxy: evil"))
 
 
 def test_http_1_0_is_told(site):
@@ -485,13 +487,13 @@ SENDS_THE_HEAD_FIRST = pytest.mark.oracle_differs("gunicorn has sent the head by
     ],
 )
 def test_an_exception_before_the_head_is_a_500_with_the_traceback_in_the_log(site, when, key):
-    before = site.log().count("Traceback (most recent call last)")
+    # What the server itself finds wrong has no frames to show; it says what it is instead.
+    told = {"text": "must be bytes, not str", "none": "returned None"}.get(when, "Traceback (most recent call last)")
+    before = site.log().count(told)
     assert_500(site, site.get(f"/fail/{when}?key={key}"))
     if when not in ("before", "after", "none"):
         assert events(site, key) == ["close"]
-    wait_until(
-        lambda: site.log().count("Traceback (most recent call last)") > before, "a traceback in the log"
-    )
+    wait_until(lambda: site.log().count(told) > before, f"{told!r} in the log")
     assert f"/fail/{when}" in site.log()
 
 

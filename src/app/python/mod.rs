@@ -14,7 +14,7 @@ use std::io::Write;
 use pyo3::prelude::*;
 
 use self::host::PythonHost;
-use crate::config::{self, Loaded, Settings, Sources};
+use crate::config::{Loaded, Settings};
 use crate::error::{Exit, StartError};
 use crate::{master, observe};
 
@@ -24,7 +24,11 @@ use crate::{master, observe};
 /// it must be the main thread of one without other threads.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
-    let settings = match config::load(&Sources::of_process(&argv), None) {
+    let launch = match host::launch(py) {
+        Ok(launch) => launch,
+        Err(error) => return report(&StartError::new(Exit::Start, format!("cannot ask Python: {error}"))),
+    };
+    let settings = match host::load(&launch, &argv) {
         Ok(Loaded::Run(settings)) => *settings,
         Ok(Loaded::Print { text, code }) => {
             // A reader that has gone away wants no more.
@@ -33,11 +37,19 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
         }
         Err(error) => return report(&error),
     };
-    if let Err(error) = host::prepare(py, &settings) {
+    if let Err(error) = host::prepare(py, &settings, &launch) {
         return report(&error);
     }
     if settings.check_config || settings.print_config {
         return check(py, &settings);
+    }
+    // An upgrade's new master is in the background already.
+    if settings.daemon
+        && !launch.is_upgrade()
+        && let Err(error) = host::daemonize(py, &settings)
+    {
+        let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
+        return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
     }
     if let Err(error) = observe::install(&settings.errorlog, settings.loglevel) {
         let what = format!("cannot open the error log: {}", crate::sys::errno::describe(&error));
@@ -46,7 +58,7 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
     for notice in &settings.notices {
         notice.log();
     }
-    master::run(settings, &mut PythonHost::new(py))
+    master::run(settings, &mut PythonHost::new(py, launch, argv))
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.

@@ -568,6 +568,11 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                     .map_err(|Gone| ClientGone::new_err("the client closed the connection"))
             });
         }
+        if iterable.is_none() {
+            return Err(PyTypeError::new_err(
+                "the application returned None in place of an iterable of bytes",
+            ));
+        }
         for piece in iterable.try_iter()? {
             let piece = piece?;
             let piece = piece.cast::<PyBytes>().map_err(|_| not_bytes(&piece))?;
@@ -742,7 +747,12 @@ fn percent_decode(path: &[u8]) -> Vec<u8> {
 pub(super) fn traceback(py: Python<'_>, error: &PyErr) -> String {
     let formatted = py
         .import(intern!(py, "traceback"))
-        .and_then(|module| module.call_method1(intern!(py, "format_exception"), (error.value(py),)))
+        .and_then(|module| {
+            module.call_method1(
+                intern!(py, "format_exception"),
+                (error.get_type(py), error.value(py), error.traceback(py)),
+            )
+        })
         .and_then(|lines| lines.extract::<Vec<String>>());
     match formatted {
         Ok(lines) => lines.concat().trim_end().to_owned(),
