@@ -784,8 +784,7 @@ pub static SETTINGS: &[Setting] = &[
         .but(NotYet("find the server by its pidfile or its service unit")),
     setting(Process, "default_proc_name", &[], Text, text("gunicorn"), "Name when proc_name is not set")
         .but(NoOp("process titles are not set yet")),
-    setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background")
-        .start(),
+    setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background").start(),
     setting(
         Process,
         "enable_stdio_inheritance",

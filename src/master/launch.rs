@@ -83,7 +83,10 @@ impl Launch {
                 (None, Some(list)) => (GUNICORN_FD, list),
                 (None, None) => return None,
             };
-            return Some(Inherited { variable, sockets: list.split(',').map(InheritedSocket::parse).collect() });
+            return Some(Inherited {
+                variable,
+                sockets: list.split(',').map(InheritedSocket::parse).collect(),
+            });
         }
         let ours = self.number(LISTEN_PID)? == process::id().as_raw_nonzero().get();
         let count = self.number(LISTEN_FDS).filter(|count| ours && *count > 0)?;
@@ -134,6 +137,11 @@ pub(super) struct InheritedSocket {
 }
 
 impl Inherited {
+    /// Whether somebody else accepts from them at the same time.
+    pub(super) fn in_use(&self) -> bool {
+        self.variable != LISTEN_FDS
+    }
+
     /// The variable that named them.
     pub(super) const fn variable(&self) -> &'static str {
         self.variable

@@ -24,8 +24,8 @@ mod sockets;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use self::pidfile::Pidfile;
 use self::service::Service;
 use self::slots::{Action, Note, Rules, Seen, Slots};
 use self::sockets::Listeners;
-use crate::config::{Settings, WorkerClass};
+use crate::config::{Io, Settings, WorkerClass};
 use crate::error::{Exit, StartError};
 use crate::limits::WORKERS_MAX;
 use crate::observe::{self, CRITICAL, LogTarget};
@@ -189,6 +189,8 @@ struct Master<'h> {
     /// Which record belongs to which worker.
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
+    /// A new generation is taking over.
+    reloading: bool,
     /// The settings and listeners before the last reload, while they may still be needed.
     earlier: Option<(Arc<Settings>, Listeners)>,
     pidfile: Option<Pidfile>,
@@ -204,7 +206,7 @@ struct Master<'h> {
 
 impl<'h> Master<'h> {
     /// gunicorn's order: preload, "Starting", pidfile, listeners.
-    fn start(settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
+    fn start(mut settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
         if settings.workers == 0 || settings.workers > WORKERS_MAX {
             let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
             return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
@@ -241,6 +243,11 @@ impl<'h> Master<'h> {
                 return Err(error);
             }
         };
+        if earlier_master.is_some() && listeners.is_epolled() && settings.io != Io::Epoll {
+            // io_uring wants them in the other mode.
+            info!("The old master serves with epoll, and so does this one");
+            settings.io = Io::Epoll;
+        }
         if earlier_master.is_some() {
             // The end of the old master wakes this one, as the end of a child would.
             if let Err(error) = process::hear_of_parents_end(Signal::CHILD) {
@@ -261,6 +268,7 @@ impl<'h> Master<'h> {
             shared: Arc::new(shared),
             records: Vec::new(),
             listeners,
+            reloading: false,
             earlier: None,
             pidfile,
             slots,
@@ -307,6 +315,9 @@ impl<'h> Master<'h> {
             }
             if self.slots.is_complete() {
                 self.service.ready(self.slots.target());
+                if std::mem::take(&mut self.reloading) {
+                    info!("Reload complete: all workers are new");
+                }
             }
             self.service.pet(monotonic_ms());
             self.wait();
@@ -455,7 +466,10 @@ impl<'h> Master<'h> {
         observe::reopen();
         if let Err(error) = self.try_reload() {
             let text = error.to_string();
-            error!("cannot reload, so the old settings stay: {}", text.strip_prefix("error: ").unwrap_or(&text));
+            error!(
+                "cannot reload, so the old settings stay: {}",
+                text.strip_prefix("error: ").unwrap_or(&text)
+            );
         }
     }
 
@@ -508,12 +522,14 @@ impl<'h> Master<'h> {
             None => (old_settings, old_listeners),
         });
         self.slots.reloaded(rules, monotonic_ms());
+        self.reloading = true;
         self.summarise();
         Ok(())
     }
 
     /// The new generation cannot boot.
     fn drop_generation(&mut self) {
+        self.reloading = false;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
             dropped.close_but(&[&self.listeners]);

@@ -218,13 +218,10 @@ impl Slots {
         let living = || self.workers.iter().filter(|worker| running && worker.sent != Some(Signal::KILL));
         let aborted = living().filter_map(|worker| Some(worker.aborted_ms? + ABORT_MS));
         let leave = living().filter_map(|worker| worker.leave_ms);
-        let watch = (self.watching() && self.workers.iter().any(Worker::stays))
-            .then_some(now_ms + self.watch_ms());
+        let watch =
+            (self.watching() && self.workers.iter().any(Worker::stays)).then_some(now_ms + self.watch_ms());
         let retire = self.slots.iter().enumerate().skip(self.target).filter_map(|(index, slot)| {
-            self.workers
-                .iter()
-                .any(|worker| worker.slot == index && worker.stays())
-                .then_some(slot.retire_ms)
+            self.workers.iter().any(|worker| worker.slot == index && worker.stays()).then_some(slot.retire_ms)
         });
         let deadline = match self.phase {
             Phase::Stopping { deadline_ms, expired: false, .. } => Some(deadline_ms),
@@ -432,15 +429,21 @@ impl Slots {
     /// The settings were read again: workers of a new generation replace the others, slot by slot.
     pub(super) fn reloaded(&mut self, rules: Rules, now_ms: u64) {
         // A generation that has not shown that it can boot is no place to return to.
-        self.fallback = self.fallback.or(Some((self.generation, self.rules)));
+        let fallback = self.fallback.unwrap_or((self.generation, self.rules));
+        self.fallback = Some(fallback);
         self.generation_last += 1;
         self.generation = self.generation_last;
         self.rules = rules;
         self.resting = false;
         self.earlier = true;
-        let loading: Vec<Pid> =
-            self.workers.iter().filter(|worker| !worker.seen.ready).map(|worker| worker.pid).collect();
-        for pid in loading {
+        // What still loads of the generation to return to may be all there is: it stays until then.
+        let skipped: Vec<Pid> = self
+            .workers
+            .iter()
+            .filter(|worker| worker.generation > fallback.0)
+            .map(|worker| worker.pid)
+            .collect();
+        for pid in skipped {
             self.retire(pid, now_ms);
         }
         for slot in &mut self.slots {
@@ -526,7 +529,7 @@ impl Slots {
             let mut workers = staying(index);
             match (workers.next(), workers.next()) {
                 (None, _) => wishes.push((index, slot.due_ms)),
-                (Some(worker), None) if worker.seen.ready => {
+                (Some(worker), None) => {
                     let outdated = worker.generation != self.generation;
                     if loading < at_once && (outdated || (worker.seen.spent && loading + leaving < at_once)) {
                         loading += 1;
@@ -585,7 +588,10 @@ impl Slots {
     fn open_ready(&mut self) {
         let before = self.open;
         while self.open < self.target
-            && self.workers.iter().any(|worker| worker.slot == self.open && worker.seen.ready && worker.stays())
+            && self
+                .workers
+                .iter()
+                .any(|worker| worker.slot == self.open && worker.seen.ready && worker.stays())
         {
             self.open += 1;
         }
@@ -1256,6 +1262,26 @@ mod tests {
         assert_eq!(world.alive.len(), 4);
     }
 
+    /// The second worker of a server that has just been started may load for longer than the first.
+    #[test]
+    fn a_reload_that_fails_costs_no_worker_that_still_loads() {
+        let mut world = World::new(RULES);
+        world.ready(0);
+        let old = world.alive.clone();
+        world.reload(2);
+        world.end(0, Ending::Code(3));
+        assert_eq!((&world.alive, world.killed.len()), (&old, 0));
+        world.ready(1);
+        assert!(world.slots.is_complete());
+        // And a first generation that hangs while it loads does not keep the next one out.
+        let mut world = World::new(RULES);
+        world.reload(2);
+        world.ready(0);
+        world.pass(0);
+        world.ready(1);
+        assert!(world.slots.is_complete());
+    }
+
     #[test]
     fn a_second_reload_gives_up_the_first_which_is_still_loading() {
         let mut world = World::serving();
@@ -1415,7 +1441,12 @@ mod tests {
             }
             world.signal(Signal::TERM);
             let order = if sharing { Order::Leave } else { Order::Close };
-            assert!(world.asked.iter().all(|asked| matches!(asked, Action::Leave { order: given, .. } if *given == order)));
+            assert!(
+                world
+                    .asked
+                    .iter()
+                    .all(|asked| matches!(asked, Action::Leave { order: given, .. } if *given == order))
+            );
             assert_eq!(world.asked.len(), 2);
         }
     }
@@ -1563,7 +1594,10 @@ mod tests {
             next.pass(0);
             let crashed = steps.iter().any(|step| matches!(step, Step::End(..)));
             let serves = |worker: &Worker| worker.seen.ready && worker.stays();
-            assert!(crashed || next.slots.workers.iter().any(serves), "nobody serves after {step:?}: {next:#?}");
+            assert!(
+                crashed || next.slots.workers.iter().any(serves),
+                "nobody serves after {step:?}: {next:#?}"
+            );
             walk(&next, steps, depth - 1, count);
         }
     }

@@ -32,7 +32,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::FdFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -204,7 +204,9 @@ impl Listeners {
         let mut groups: Vec<Group> = Vec::new();
         for socket in inherited.sockets() {
             let bind = Bind::Fd(socket.fd);
-            let opened = open_inherited(socket.fd, settings.backlog);
+            // The mode belongs to the open socket. While an old master's workers accept from it, it is
+            // theirs: a blocking accept would stop their I/O threads.
+            let opened = open_inherited(socket.fd, settings.backlog, !inherited.in_use());
             let (local, fd) = opened.map_err(|refused| {
                 let hint = format!("it comes from {} in the environment", inherited.variable());
                 refused.explain(&bind).hint(hint)
@@ -230,6 +232,14 @@ impl Listeners {
             }
         }
         Ok(Self { groups, open: None })
+    }
+
+    /// Whether somebody waits for them with epoll, and has therefore made them non-blocking.
+    pub(super) fn is_epolled(&self) -> bool {
+        let nonblocking = |(fd, _): (&OwnedFd, _)| {
+            rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+        };
+        self.names().any(nonblocking)
     }
 
     /// How many slots have listeners of their own; 0 without TCP.
@@ -539,7 +549,7 @@ fn open(bind: &Bind, settings: &Settings) -> Result<Group, Refused> {
             (LocalAddr::Unix(path.clone()), Sockets::Shared(socket, file))
         }
         Bind::Fd(number) => {
-            let (local, socket) = open_inherited(*number, settings.backlog)?;
+            let (local, socket) = open_inherited(*number, settings.backlog, true)?;
             (local, Sockets::Shared(socket, None))
         }
     };
@@ -674,12 +684,14 @@ impl Drop for Umask {
     }
 }
 
-fn open_inherited(number: i32, backlog: u32) -> Result<(LocalAddr, OwnedFd), Refused> {
+fn open_inherited(number: i32, backlog: u32, free: bool) -> Result<(LocalAddr, OwnedFd), Refused> {
     let socket = Socket::from(take_inherited(number)?);
     if socket.r#type()? != Type::STREAM {
         return Err(Refused::NotAStream);
     }
-    socket.set_nonblocking(false)?;
+    if free {
+        socket.set_nonblocking(false)?;
+    }
     if !socket.is_listener()? {
         listen(&socket, backlog)?;
     }
@@ -905,6 +917,61 @@ mod tests {
         let listeners = open_now(&settings(vec![Bind::Unix(name.into())], 1)).unwrap();
         let shown = listeners.addresses().next().unwrap().to_string();
         assert_eq!(shown, format!("unix:@ringhorn-test-{}", std::process::id()));
+    }
+
+    /// Which socket of the first group the next connections wait in.
+    fn waiting(listeners: &Listeners, clients: usize) -> Vec<usize> {
+        let Sockets::PerSlot(sockets) = &listeners.groups[0].sockets else { panic!("not TCP") };
+        let address = listeners.addresses().next().unwrap().clone();
+        let LocalAddr::Tcp(address) = address else { panic!("not TCP") };
+        let _clients: Vec<_> = (0..clients).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let count = |fd: &OwnedFd| {
+            let listener = TcpListener::from(fd.try_clone().unwrap());
+            listener.set_nonblocking(true).unwrap();
+            std::iter::from_fn(|| listener.accept().ok()).count()
+        };
+        sockets.iter().map(count).collect()
+    }
+
+    /// A slot that comes gets no client before it is let in, one that goes gets none any more, and both
+    /// without one being lost.
+    #[test]
+    fn clients_are_led_to_the_slots_that_are_open() {
+        let mut listeners = open_now(&settings(vec![tcp("127.0.0.1", 0)], 1)).unwrap();
+        assert_eq!(waiting(&listeners, 10), [10]);
+        listeners.grow(2, 64).unwrap();
+        assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
+        listeners.steer(2);
+        let two = waiting(&listeners, 60);
+        assert!(two[0] > 0 && two[1] > 0 && two[2] == 0, "{two:?}");
+        listeners.steer(3);
+        let three = waiting(&listeners, 60);
+        assert!(three.iter().all(|count| *count > 0), "{three:?}");
+        listeners.steer(1);
+        assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
+        listeners.close_slot(1);
+        assert_eq!(waiting(&listeners, 40), [40]);
+        listeners.grow(1, 64).unwrap();
+        assert_eq!(waiting(&listeners, 40), [40, 0]);
+        listeners.steer(2);
+        assert_eq!(waiting(&listeners, 60).iter().sum::<usize>(), 60);
+    }
+
+    #[test]
+    fn new_settings_keep_the_listeners_they_share_with_the_old_ones() {
+        let (kept, gone) =
+            (tcp("127.0.0.1", 0), Bind::Unix(tempfile::tempdir().unwrap().keep().join("app.sock")));
+        let old = open_now(&settings(vec![kept.clone(), gone.clone()], 2)).unwrap();
+        let new = old.reopen(&settings(vec![kept, tcp("127.0.0.1", 0)], 2)).unwrap();
+        let (was, is): (Vec<_>, Vec<_>) =
+            (old.addresses().cloned().collect(), new.addresses().cloned().collect());
+        assert_eq!((was[0].clone(), is.len()), (is[0].clone(), 2));
+        let Bind::Unix(path) = gone else { unreachable!("made above") };
+        assert!(path.exists(), "the old generation still serves there");
+        old.close_but(&[&new]);
+        assert!(!path.exists());
+        assert_eq!(waiting(&new, 10).iter().sum::<usize>(), 10);
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
     }
 
     #[test]

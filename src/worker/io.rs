@@ -19,8 +19,8 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    ACCEPT_RETRY_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS,
+    LINGER_BYTES_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -66,9 +66,13 @@ pub(super) struct Io {
 enum Entrance {
     Open,
     /// They do until the queues are empty, or until this time.
-    Closing { until_ms: u64 },
+    Closing {
+        until_ms: u64,
+    },
     /// They do not. The backend may still deliver one that it had taken; turns since then.
-    Closed { turns: u8 },
+    Closed {
+        turns: u8,
+    },
 }
 
 impl Io {
@@ -118,7 +122,11 @@ impl Io {
     ///
     /// # Errors
     /// When the backend fails.
-    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64, u64)) -> io::Result<u64> {
+    pub(super) fn run(
+        &mut self,
+        stop: &dyn Fn() -> Option<Stop>,
+        pulse: &dyn Fn(u64, u64),
+    ) -> io::Result<u64> {
         let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
         let mut waiting = 0;
@@ -761,6 +769,7 @@ impl Io {
     /// Begins to leave, or hurries: what was accepted is answered, and each connection ends after its answer.
     fn drain(&mut self, stop: Stop) {
         let first = self.leaving.is_none();
+        debug!("told to leave ({stop:?}): connections {}", self.conns.len());
         self.leaving = Some(stop);
         if first {
             self.port.drain();
@@ -782,7 +791,8 @@ impl Io {
             let Some(conn) = self.conns.get(token) else { continue };
             let idle = match conn.phase {
                 Phase::Head => !conn.in_head,
-                Phase::InHand(None) => conn.link.standing() == Standing::Idle,
+                // Bytes that wait are the next request: it is about to be looked at.
+                Phase::InHand(None) => conn.link.standing() == Standing::Idle && conn.input.is_empty(),
                 _ => false,
             };
             if idle {

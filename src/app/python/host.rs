@@ -212,7 +212,8 @@ pub(super) fn load(launch: &Launch, argv: &[OsString]) -> Result<Loaded, StartEr
 /// # Errors
 /// What fork(2), setsid(2) or dup2(2) refuse.
 pub(super) fn daemonize(py: Python<'_>, settings: &Settings) -> io::Result<()> {
-    let keep = settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
+    let keep =
+        settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
     flush(py);
     leave_parent(py)?;
     process::lead_session()?;
