@@ -22,6 +22,8 @@ pub enum Exit {
     WorkerBoot,
     /// The application failed to load: 4.
     AppLoad,
+    /// A hook of the config file ended the server: with the code that it chose, or with 255 by an exception.
+    Code(i32),
 }
 
 impl Exit {
@@ -34,6 +36,7 @@ impl Exit {
             Self::Usage => 2,
             Self::WorkerBoot => 3,
             Self::AppLoad => 4,
+            Self::Code(code) => code,
         }
     }
 }

@@ -95,6 +95,10 @@ pub const HEARTBEAT_MS: u64 = 500;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
+/// Milliseconds between two lines of the log about accepting that fails: the cause lasts, the line need not
+/// be repeated ten times a second.
+pub const ACCEPT_WARN_MS: u64 = 10_000;
+
 /// Bytes read and dropped of a closed connection while it waits (`linger_timeout`) for the client to close
 /// too. Closing at once would reset the connection and may destroy the answer.
 pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;

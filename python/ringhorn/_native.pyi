@@ -1,6 +1,10 @@
 """Types of the extension module, which is written in Rust (``src/app/python``)."""
 
+from collections.abc import Callable
+from typing import Any
+
 __version__: str
+SERVER_SOFTWARE: str
 
 def main(argv: list[str]) -> int:
     """Run the server until it is told to stop, and return the exit code of the process.
@@ -11,3 +15,45 @@ def main(argv: list[str]) -> int:
     failed, 2 for a wrong command line, 3 when a worker failed to boot, 4 when the application
     failed to load.
     """
+
+def serve(
+    load: Callable[[], Any] | None,
+    name: str | None,
+    values: dict[str, Any],
+    argv: list[str],
+    alone: bool,
+) -> int:
+    """Serve what `load` returns, or the application `name`, with the settings `values`.
+
+    Unless `alone`, the config file, the variables with arguments and `argv` are read too, and win.
+    """
+
+def positional(argv: list[str]) -> list[str]:
+    """Give the arguments of a command line that are no options. Leaves with code 2 when it is wrong."""
+
+def default_settings() -> dict[str, Any]:
+    """Give the default of every setting, by name."""
+
+def check_setting(name: str, value: Any) -> Any:
+    """Give a value in the form in which the setting keeps it.
+
+    TypeError for a name that is no setting, ValueError for a value that is not valid.
+    """
+
+def load_application(spec: str) -> Any:
+    """Import `module:attribute`.
+
+    ImportError when its code fails, ValueError when it has no such application.
+    """
+
+def log(level: int, message: str) -> None:
+    """Write a line to the error log, at a level of `logging`."""
+
+def signal_worker(number: int) -> None:
+    """Give this process, a worker, a signal as if it had come from outside."""
+
+def is_leaving() -> bool:
+    """Whether this process is a worker that was told to leave."""
+
+def requests() -> int:
+    """Count the requests that this process has begun to answer."""

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -118,8 +119,6 @@ struct Gate {
     outcome: Outcome,
     body: Vec<u8>,
     arrival: Arrival,
-    /// The client waits for `100 Continue` before it sends the body.
-    continue_owed: bool,
     /// The I/O thread stopped receiving because enough of the body waits here.
     body_paused: bool,
 }
@@ -131,9 +130,15 @@ pub struct Link {
     port: Arc<Port>,
     listener: Arc<Listener>,
     peer: Peer,
+    /// Where the client of a PROXY header had connected to.
+    proxied_to: Option<Box<SocketAddr>>,
     state: AtomicU8,
     /// When the last answer was complete, in milliseconds of the monotonic clock.
     idle_since_ms: AtomicU64,
+    /// The client waits for `100 Continue` before it sends the body, and no answer has begun.
+    continue_owed: AtomicBool,
+    /// A rest that belongs to no answer was queued: the answer must queue behind it.
+    said: AtomicBool,
     gate: Mutex<Gate>,
     changed: Condvar,
 }
@@ -179,8 +184,11 @@ impl Link {
             port,
             listener,
             peer,
+            proxied_to: None,
             state: AtomicU8::new(IDLE),
             idle_since_ms: AtomicU64::new(0),
+            continue_owed: AtomicBool::new(false),
+            said: AtomicBool::new(false),
             gate: Mutex::new(Gate {
                 rests: VecDeque::new(),
                 rest_bytes: 0,
@@ -188,7 +196,6 @@ impl Link {
                 outcome: Outcome::Keep,
                 body: Vec::new(),
                 arrival: Arrival::Complete,
-                continue_owed: false,
                 body_paused: false,
             }),
             changed: Condvar::new(),
@@ -205,6 +212,18 @@ impl Link {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// A PROXY header said who the client is, for the whole connection, and where it had connected to.
+    pub fn announce(&mut self, client: SocketAddr, destination: SocketAddr) {
+        self.peer = Peer::from(client);
+        self.proxied_to = Some(Box::new(destination));
+    }
+
+    /// Where the client that a PROXY header announced had connected to.
+    #[must_use]
+    pub fn proxied_to(&self) -> Option<SocketAddr> {
+        self.proxied_to.as_deref().copied()
     }
 
     /// Where the connection came in.
@@ -231,8 +250,8 @@ impl Link {
         let mut gate = lock(&self.gate);
         gate.body.clear();
         gate.arrival = Arrival::Expected;
-        gate.continue_owed = continue_owed;
         gate.body_paused = false;
+        self.continue_owed.store(continue_owed, Ordering::Relaxed);
     }
 
     /// Where the link stands.
@@ -375,19 +394,57 @@ impl Link {
     pub fn discard_body(&self) {
         let mut gate = lock(&self.gate);
         gate.body = Vec::new();
-        gate.continue_owed = false;
         gate.body_paused = false;
+        self.continue_owed.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the client waits for a `100 Continue` that the application has not decided about.
+    #[must_use]
+    pub fn owes_continue(&self) -> bool {
+        self.continue_owed.load(Ordering::Relaxed)
+    }
+
+    /// Sends bytes of the server's own, an interim answer or a refusal, while no answer is being sent. Returns
+    /// whether a part of them waits as a rest: [`Link::flush`] sends it, ahead of every later answer.
+    #[must_use]
+    pub fn say(&self, bytes: &[u8]) -> bool {
+        self.say_through(&mut lock(&self.gate), bytes)
+    }
+
+    fn say_through(&self, gate: &mut Gate, bytes: &[u8]) -> bool {
+        if gate.gone {
+            return false;
+        }
+        // The last answer may still fill the socket, and half an interim answer would be read as the
+        // beginning of the final one.
+        let sent = if gate.rests.is_empty() { self.socket.send(&[IoSlice::new(bytes)]) } else { Ok(0) };
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // The client is gone, which the receive side reports.
+            Err(_) => return false,
+        };
+        if sent == bytes.len() {
+            return false;
+        }
+        gate.rest_bytes += bytes.len() - sent;
+        gate.rests.push_back(Rest::Copied(bytes[sent..].to_vec(), 0));
+        self.said.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Ends the connection's last answer in a runner's place, after a refusal was said.
+    pub fn conclude(&self) {
+        lock(&self.gate).outcome = Outcome::Close;
+        self.state.store(FINISHED, Ordering::Release);
     }
 
     // ---- the runner's side -----------------------------------------------------------------
 
     pub(super) fn take_body(&self, into: &mut Vec<u8>) -> Result<Progress, BodyError> {
         let mut gate = lock(&self.gate);
-        if gate.continue_owed {
-            gate.continue_owed = false;
-            // 25 bytes into an empty send buffer: a short or failed send means that the peer is gone,
-            // which the receive side reports.
-            let _ = self.socket.send(&[IoSlice::new(http::CONTINUE)]);
+        if self.withdraw_continue() && self.say_through(&mut gate, http::CONTINUE) {
+            self.port.report(self.token, true);
         }
         if gate.body.is_empty() {
             return match gate.arrival {
@@ -403,6 +460,17 @@ impl Link {
             self.port.report(self.token, true);
         }
         Ok(Progress::Ready)
+    }
+
+    /// From here on no `100 Continue` is sent: an answer begins, in which it would be taken for a part of the
+    /// body (RFC 9110 section 10.1.1). Returns whether one was owed.
+    pub(super) fn withdraw_continue(&self) -> bool {
+        self.continue_owed.load(Ordering::Relaxed) && self.continue_owed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether something was said, once, that may still be on its way.
+    pub(super) fn take_said(&self) -> bool {
+        self.said.load(Ordering::Relaxed) && self.said.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn wait_for_body(&self) {
@@ -428,7 +496,7 @@ impl Link {
     }
 
     /// Whether more than the connection's bound waits to be sent.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         let gate = lock(&self.gate);
         !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES
     }
@@ -460,6 +528,15 @@ impl Link {
         }
         let was = self.state.swap(FINISHED, Ordering::AcqRel);
         self.port.report(self.token, !announced || was == BUSY_ATTENTION);
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Link {
+    /// Bytes of the answer, and bytes of the request's body, that wait here.
+    pub(crate) fn held_bytes(&self) -> (usize, usize) {
+        let gate = lock(&self.gate);
+        (gate.rest_bytes, gate.body.len())
     }
 }
 

@@ -119,6 +119,11 @@ impl Reply {
         self.encoder.header(name, value).map_err(ReplyError::Invalid)
     }
 
+    /// Lets the connection end after this answer.
+    pub fn force_close(&mut self) {
+        self.encoder.force_close();
+    }
+
     /// Whether [`Reply::start`] was called.
     #[must_use]
     pub fn is_started(&self) -> bool {
@@ -162,6 +167,7 @@ impl Reply {
             if self.link().is_draining() {
                 self.encoder.force_close();
             }
+            self.link().withdraw_continue();
             // Refused only without a status, of which `finish` and the application's side take care.
             let _ = self.encoder.begin(&mut self.out, self.date.now(), total);
         }
@@ -264,6 +270,7 @@ impl Reply {
             self.end = Some(End::Cut);
         } else {
             self.out.clear();
+            self.link().withdraw_continue();
             error_page(status, message, self.is_head, self.date.now(), &mut self.out);
             let body = self
                 .out
@@ -300,6 +307,7 @@ impl Reply {
         hold: impl FnOnce() -> Held,
     ) -> Result<Sent, Gone> {
         let link = self.link.as_ref().ok_or(Gone)?;
+        self.behind |= link.take_said();
         if self.behind && !link.has_rest() {
             self.behind = false;
         }

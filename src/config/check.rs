@@ -64,6 +64,7 @@ pub(super) fn check(setting: &Setting, value: Value) -> Result<Value, String> {
             other => Err(wanted("a name or a number", &other)),
         },
         Kind::Hook(arities) => match &value {
+            Value::Object(object) if !object.is_callable() => Err(wanted("a function", &value)),
             Value::Object(function) => match function.arity() {
                 Some(arity) if !arities.contains(&arity) => {
                     let wanted: Vec<_> = arities.iter().map(ToString::to_string).collect();

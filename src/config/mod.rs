@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use network::{Bind, Trusted};
 
-pub use crate::http::HeaderMap;
+pub use crate::http::{HeaderMap, ProxyMode};
 pub use crate::ring::Io;
 pub use value::{Foreign, Source, Value, Variable};
 
@@ -61,6 +61,21 @@ pub struct Sources<'a> {
     pub directory: &'a Path,
     /// The CPUs that the number of workers follows.
     pub cpus: &'a dyn Fn() -> cpus::Available,
+    /// What a program that starts the server from its own code gives.
+    pub program: Option<&'a Program>,
+}
+
+/// Settings of a program that serves an application of its own: gunicorn's `BaseApplication`, or
+/// `ringhorn.serve`.
+#[derive(Clone, Debug, Default)]
+pub struct Program {
+    /// The settings, by name. They are weaker than the config file.
+    pub values: Vec<(String, Value)>,
+    /// The application, when the other sources name none.
+    pub app: Option<String>,
+    /// Whether to read neither a config file nor the variables with arguments, as
+    /// `BaseApplication` has it.
+    pub alone: bool,
 }
 
 impl<'a> Sources<'a> {
@@ -72,6 +87,7 @@ impl<'a> Sources<'a> {
             env: &|name| std::env::var_os(name),
             directory: Path::new("."),
             cpus: &cpus::Available::of_this_process,
+            program: None,
         }
     }
 }
@@ -175,6 +191,10 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
+    /// Which PROXY headers connections may begin with.
+    pub proxy_protocol: ProxyMode,
+    /// Peers that may send one.
+    pub proxy_allow_ips: Trusted,
     /// Proxies whose forwarded headers are believed.
     pub forwarded_allow_ips: Trusted,
     /// Header names and the value by which each says "https".
@@ -299,32 +319,59 @@ impl std::default::Default for Settings {
     }
 }
 
+/// The arguments of a command line that are no options.
+///
+/// # Errors
+/// It cannot be understood.
+pub fn positional(args: &[OsString]) -> Result<Vec<String>, ConfigError> {
+    Ok(match cli::parse(args, cli::Place::CommandLine)? {
+        cli::Outcome::Parsed(parsed) => parsed.positional,
+        cli::Outcome::Print(_) => Vec::new(),
+    })
+}
+
+/// Checks one value of setting `name`, and gives it in the form that the setting keeps.
+///
+/// # Errors
+/// There is no such setting, or the value is not valid for it.
+pub fn check_value(name: &str, value: Value) -> Result<Value, ConfigError> {
+    let mut values = Values::defaults();
+    values.apply_named(name, value)?;
+    Ok(values.entry(name).value.clone())
+}
+
 /// Reads every source and checks every value. `file` runs config files, which are Python; it is
 /// `None` in a server without Python.
 ///
 /// # Errors
 /// The first thing that is wrong, with its source and what to do about it.
 pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<Loaded, ConfigError> {
-    let &Sources { args, env, directory, cpus } = sources;
+    let &Sources { args, env, directory, cpus, program } = sources;
+    let alone = program.is_some_and(|program| program.alone);
     let parsed = match cli::parse(args, cli::Place::CommandLine)? {
         cli::Outcome::Print(text) => return Ok(Loaded::Print { text, code: Exit::Done.code() }),
         cli::Outcome::Parsed(parsed) => parsed,
     };
     let mut notices = Vec::new();
     let mut layers = Vec::new();
-    for variable in [Variable::Gunicorn, Variable::Ringhorn] {
+    for variable in [Variable::Gunicorn, Variable::Ringhorn].into_iter().filter(|_| !alone) {
         layers.push((Some(variable), variable_arguments(variable, env)?));
     }
     layers.push((None, parsed.values));
 
     let mut values = Values::defaults();
     values.apply_environment(env)?;
+    for (name, value) in program.map_or(&[][..], |program| &program.values) {
+        values.apply_named(name, value.clone())?;
+    }
     // The config file is named by the strongest source of arguments, and read before all of them.
     let named = layers.iter().rev().find_map(|(variable, layer)| {
         let value = layer.iter().find(|(index, _)| SETTINGS[*index].name == "config")?;
         Some((*variable, value.1.clone()))
     });
-    values.apply_file(named, directory, file, &mut notices)?;
+    if !alone {
+        values.apply_file(named, directory, file, &mut notices)?;
+    }
     for (variable, layer) in layers {
         for (index, value) in layer {
             let option = SETTINGS[index].option().unwrap_or_default().to_owned();
@@ -337,10 +384,10 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
     }
 
     let mut positional = parsed.positional.into_iter();
-    let app = match (positional.next(), values.text("wsgi_app")) {
-        (Some(app), _) => app,
-        (None, Some(app)) => app,
-        (None, None) => {
+    let own = program.and_then(|program| program.app.clone());
+    let app = match positional.next().or_else(|| values.text("wsgi_app")).or(own) {
+        Some(app) => app,
+        None => {
             return Err(StartError::new(Exit::Start, "no application is given")
                 .from("the command line, and wsgi_app in the config file")
                 .hint("name its module, as in `ringhorn mysite.wsgi` or `ringhorn app:app`"));
@@ -418,6 +465,18 @@ impl Values {
         Ok(())
     }
 
+    /// A setting that a program gave by its name.
+    fn apply_named(&mut self, name: &str, value: Value) -> Result<(), StartError> {
+        let Some(index) = settings::index_of(name) else {
+            let error = StartError::new(Exit::Start, format!("there is no setting {name}"));
+            return Err(match settings::similar_to(name) {
+                Some(similar) => error.hint(format!("did you mean {similar}?")),
+                None => error.hint("docs/settings.md lists all of them"),
+            });
+        };
+        self.apply(index, value, Source::Program)
+    }
+
     /// The environment variables behind the defaults. An empty one counts as not set.
     fn apply_environment(&mut self, env: &dyn Fn(&str) -> Option<OsString>) -> Result<(), StartError> {
         for (index, setting) in SETTINGS.iter().enumerate() {
@@ -468,13 +527,13 @@ impl Values {
                 };
                 return Err(StartError::new(
                     Exit::Start,
-                    format!("cannot read config file {shown}: not supported yet"),
+                    format!("cannot read config file {shown}: it is Python, and this server has none"),
                 )
                 .from(source)
                 .hint("give its settings on the command line or in RINGHORN_CMD_ARGS"));
             }
             let text =
-                format!("{shown} is not read: config files are not supported yet; use RINGHORN_CMD_ARGS");
+                format!("{shown} is not read: it is Python, and this server has none; use RINGHORN_CMD_ARGS");
             notices.push(Notice { level: Level::Warning, text });
             return Ok(());
         };
@@ -626,6 +685,7 @@ impl Values {
 fn described(name: &str, source: &Source) -> String {
     match source {
         Source::File(path) => format!("{name}, in {path}"),
+        Source::Program => format!("{name}, {source}"),
         other => other.to_string(),
     }
 }
@@ -696,6 +756,13 @@ fn build(
         body_timeout: values.duration("body_timeout"),
         response_timeout: values.duration("response_timeout"),
         linger_timeout: values.duration("linger_timeout"),
+        proxy_protocol: match values.text("proxy_protocol").as_deref() {
+            Some("v1") => ProxyMode::V1,
+            Some("v2") => ProxyMode::V2,
+            Some("auto") => ProxyMode::Auto,
+            _ => ProxyMode::Off,
+        },
+        proxy_allow_ips: values.trusted("proxy_allow_ips"),
         forwarded_allow_ips: values.trusted("forwarded_allow_ips"),
         secure_scheme_headers: scheme_headers(&values)?,
         forwarder_headers: values.texts("forwarder_headers").iter().map(|name| name.to_uppercase()).collect(),

@@ -304,7 +304,6 @@ const fn text(text: &'static str) -> Default {
     Default::Text(text)
 }
 
-const HOOKS_LATER: Support = NotYet("hooks are not called; move the code into the application for now");
 const NO_TLS: Support = Refused("let a proxy such as nginx or Caddy end TLS in front of ringhorn");
 const NO_TLS_DETAIL: Support = NoOp("it shapes TLS, which ringhorn does not serve");
 const NO_HTTP2: Support = NoOp("it shapes HTTP/2, which ringhorn does not serve");
@@ -429,7 +428,7 @@ pub static SETTINGS: &[Setting] = &[
         &["-b", "--bind"],
         List,
         Default::List(&["127.0.0.1:8000"]),
-        "HOST:PORT, unix:PATH or fd://N; repeatable",
+        "HOST:PORT, unix:PATH, fd://N",
     )
     .computed("127.0.0.1:8000 or 0.0.0.0:$PORT")
     .env("PORT"),
@@ -457,10 +456,7 @@ pub static SETTINGS: &[Setting] = &[
         ProxyMode,
         text("off"),
         "PROXY protocol in front of connections: off, v1, v2 or auto",
-    )
-    .but(Refused(
-        "take the client's address from X-Forwarded-For, and turn the PROXY protocol off in the proxy",
-    )),
+    ),
     setting(
         Sockets,
         "proxy_allow_ips",
@@ -468,8 +464,7 @@ pub static SETTINGS: &[Setting] = &[
         Networks,
         Default::List(&["127.0.0.1", "::1"]),
         "Peers that may send a PROXY header",
-    )
-    .but(NoOp("it shapes proxy_protocol, which is not honoured yet")),
+    ),
     setting(
         Sockets,
         "protocol",
@@ -793,8 +788,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep standard output and error as a daemon",
     )
-    .start()
-    .but(NoOp("standard output and error are always kept")),
+    .start(),
     // Ringhorn
     setting(
         Ringhorn,
@@ -871,29 +865,21 @@ pub static SETTINGS: &[Setting] = &[
         "Seconds for a client to take the last bytes at a close",
     ),
     // Hooks
-    setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets")
-        .but(HOOKS_LATER),
-    setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on").but(HOOKS_LATER),
-    setting(Hooks, "when_ready", &[], Hook(&[1]), UNSET, "When the master has opened its sockets")
-        .but(HOOKS_LATER),
-    setting(Hooks, "pre_fork", &[], Hook(&[2]), UNSET, "In the master, before a worker is forked")
-        .but(HOOKS_LATER),
-    setting(Hooks, "post_fork", &[], Hook(&[2]), UNSET, "In a worker, after its fork").but(HOOKS_LATER),
-    setting(Hooks, "post_worker_init", &[], Hook(&[1]), UNSET, "In a worker that has loaded the application")
-        .but(HOOKS_LATER),
-    setting(Hooks, "worker_int", &[], Hook(&[1]), UNSET, "In a worker that got INT or QUIT").but(HOOKS_LATER),
-    setting(Hooks, "worker_abort", &[], Hook(&[1]), UNSET, "In a worker that got ABRT, as after a timeout")
-        .but(HOOKS_LATER),
-    setting(Hooks, "pre_exec", &[], Hook(&[1]), UNSET, "Before the master is started anew by USR2")
-        .but(HOOKS_LATER),
-    setting(Hooks, "pre_request", &[], Hook(&[2]), UNSET, "Before each request").but(HOOKS_LATER),
-    setting(Hooks, "post_request", &[], Hook(&[2, 3, 4]), UNSET, "After each request").but(HOOKS_LATER),
-    setting(Hooks, "child_exit", &[], Hook(&[2]), UNSET, "In the master, after a worker has ended")
-        .but(HOOKS_LATER),
-    setting(Hooks, "worker_exit", &[], Hook(&[2]), UNSET, "In a worker that ends").but(HOOKS_LATER),
-    setting(Hooks, "nworkers_changed", &[], Hook(&[3]), UNSET, "When the number of workers changes")
-        .but(HOOKS_LATER),
-    setting(Hooks, "on_exit", &[], Hook(&[1]), UNSET, "Last, before the master ends").but(HOOKS_LATER),
+    setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets"),
+    setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on"),
+    setting(Hooks, "when_ready", &[], Hook(&[1]), UNSET, "When the master has opened its sockets"),
+    setting(Hooks, "pre_fork", &[], Hook(&[2]), UNSET, "In the master, before a worker is forked"),
+    setting(Hooks, "post_fork", &[], Hook(&[2]), UNSET, "In a worker, after its fork"),
+    setting(Hooks, "post_worker_init", &[], Hook(&[1]), UNSET, "In a worker that has loaded the application"),
+    setting(Hooks, "worker_int", &[], Hook(&[1]), UNSET, "In a worker that got INT or QUIT"),
+    setting(Hooks, "worker_abort", &[], Hook(&[1]), UNSET, "In a worker that got ABRT, as after a timeout"),
+    setting(Hooks, "pre_exec", &[], Hook(&[1]), UNSET, "Before the master is started anew by USR2"),
+    setting(Hooks, "pre_request", &[], Hook(&[2]), UNSET, "Before each request"),
+    setting(Hooks, "post_request", &[], Hook(&[2, 3, 4]), UNSET, "After each request"),
+    setting(Hooks, "child_exit", &[], Hook(&[2]), UNSET, "In the master, after a worker has ended"),
+    setting(Hooks, "worker_exit", &[], Hook(&[2]), UNSET, "In a worker that ends"),
+    setting(Hooks, "nworkers_changed", &[], Hook(&[3]), UNSET, "When the number of workers changes"),
+    setting(Hooks, "on_exit", &[], Hook(&[1]), UNSET, "Last, before the master ends"),
     // Metrics
     setting(Metrics, "statsd_host", &["--statsd-host"], Text, UNSET, "statsd server: HOST:PORT or unix:PATH")
         .but(NotYet("metrics are not sent; count the lines of the access log meanwhile")),

@@ -53,7 +53,10 @@ impl Setup {
     fn load_with(&self, file: Option<&mut dyn ConfigFile>) -> Result<Loaded, ConfigError> {
         let env = |name: &str| self.env.get(name).map(OsString::from);
         let cpus = || self.cpus.clone();
-        load(&Sources { args: &self.args, env: &env, directory: self.dir.path(), cpus: &cpus }, file)
+        load(
+            &Sources { args: &self.args, env: &env, directory: self.dir.path(), cpus: &cpus, program: None },
+            file,
+        )
     }
 
     fn result(&self) -> Result<Loaded, ConfigError> {
@@ -293,8 +296,6 @@ fn worker_classes_that_cannot_run_say_what_to_use() {
 fn refused_settings_stop_the_start_and_name_themselves() {
     for (line, name) in [
         ("--certfile c.pem", "certfile"),
-        ("--daemon", "daemon"),
-        ("--proxy-protocol=auto", "proxy_protocol"),
         ("--protocol uwsgi", "protocol"),
         ("--dirty-app a:B", "dirty_apps"),
         ("--http-protocols h1,h2", "http_protocols"),
@@ -308,10 +309,10 @@ fn refused_settings_stop_the_start_and_name_themselves() {
 
 #[test]
 fn settings_without_effect_are_noticed() {
-    let notices = settings("--reload --worker-tmp-dir /dev/shm --max-requests 10 app:app").notices;
+    let notices = settings("--reload --worker-tmp-dir /dev/shm --capture-output app:app").notices;
     let find = |name: &str| notices.iter().find(|notice| notice.text.starts_with(name)).unwrap();
     assert_eq!(find("reload").level, Level::Warning);
-    assert_eq!(find("max_requests").level, Level::Warning);
+    assert_eq!(find("capture_output").level, Level::Warning);
     assert_eq!(find("worker_tmp_dir").level, Level::Debug);
     assert!(find("reload").text.contains("--reload on the command line"));
     assert!(notices.iter().all(|notice| !notice.text.contains('\n')));
@@ -428,4 +429,60 @@ fn the_listing_has_every_setting_sorted_with_its_source() {
     assert_eq!(line("umask"), "umask = 0o600 # --umask on the command line");
     assert_eq!(line("bind"), "bind = ['127.0.0.1:8000'] # default");
     assert_eq!(line("threads"), "threads = 32 # default: 64 / workers, at least 4");
+}
+
+/// gunicorn's `BaseApplication`, and `ringhorn.serve`.
+#[test]
+fn a_program_gives_settings_that_the_config_file_and_the_command_line_replace() {
+    let setup = Setup::new("--timeout 3")
+        .env("GUNICORN_CMD_ARGS", "--backlog 2")
+        .env("WEB_CONCURRENCY", "7")
+        .file(&[("threads", Value::Int(2))]);
+    let env = |name: &str| setup.env.get(name).map(OsString::from);
+    let cpus = || setup.cpus.clone();
+    let values = [("workers", 1), ("threads", 1), ("backlog", 1), ("timeout", 1)];
+    let values = values.map(|(name, value)| (name.to_owned(), Value::Int(value))).to_vec();
+    let mut program = Program { values, app: Some("Mine".to_owned()), alone: false };
+    let load = |program: &Program| {
+        let mut fake = Fake { names: setup.names.as_deref().unwrap(), ran: Vec::new() };
+        let sources = Sources {
+            args: if program.alone { &[] } else { &setup.args },
+            env: &env,
+            directory: setup.dir.path(),
+            cpus: &cpus,
+            program: Some(program),
+        };
+        match load(&sources, Some(&mut fake)) {
+            Ok(Loaded::Run(settings)) => Ok(*settings),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error),
+        }
+    };
+    let settings = load(&program).unwrap();
+    let seconds = |settings: &Settings| settings.timeout.as_secs();
+    assert_eq!((settings.workers, settings.threads, settings.backlog, seconds(&settings)), (1, 2, 2, 3));
+    assert_eq!(settings.source("workers"), "workers, given by the program");
+    assert_eq!(settings.app, "Mine");
+    // Alone, it has nothing but the environment variables behind the defaults below it.
+    program.alone = true;
+    let settings = load(&program).unwrap();
+    assert_eq!((settings.threads, settings.backlog, seconds(&settings)), (1, 1, 1));
+    program.values = vec![("wrokers".to_owned(), Value::Int(1))];
+    assert_eq!(
+        load(&program).unwrap_err().to_string(),
+        "error: there is no setting wrokers\n  hint: did you mean workers?"
+    );
+    program.values.clear();
+    assert_eq!(load(&program).unwrap().workers, 7);
+}
+
+#[test]
+fn a_single_value_can_be_checked() {
+    assert_eq!(check_value("body_buffer", Value::text("64k")), Ok(Value::Int(65_536)));
+    assert_eq!(
+        check_value("keepalive", Value::None),
+        Ok(Values::defaults().entry("keepalive").value.clone())
+    );
+    assert!(check_value("workers", Value::Int(0)).is_err());
+    assert!(check_value("no_such", Value::Int(0)).is_err());
 }

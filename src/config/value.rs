@@ -34,6 +34,11 @@ pub trait Foreign: fmt::Debug + Send + Sync {
     /// takes any number.
     fn arity(&self) -> Option<usize>;
 
+    /// Whether it can be called at all.
+    fn is_callable(&self) -> bool {
+        true
+    }
+
     /// For the implementor, to get its own type back.
     fn as_any(&self) -> &dyn Any;
 }
@@ -138,6 +143,8 @@ pub enum Source {
     Default,
     /// An environment variable that stands behind a default, such as `PORT`.
     Environment(&'static str),
+    /// The program that started the server from its own code.
+    Program,
     /// The config file, by its name as the user wrote it.
     File(String),
     /// A variable with command-line arguments in it, and the option.
@@ -171,6 +178,7 @@ impl fmt::Display for Source {
         match self {
             Self::Default => f.write_str("default"),
             Self::Environment(name) => write!(f, "{name} in the environment"),
+            Self::Program => f.write_str("given by the program"),
             Self::File(path) => write!(f, "{path}"),
             Self::Arguments(variable, option) => write!(f, "{option} in {}", variable.name()),
             Self::CommandLine(option) => write!(f, "{option} on the command line"),
@@ -196,6 +204,7 @@ mod tests {
         let order = [
             Source::Default,
             Source::Environment("PORT"),
+            Source::Program,
             Source::File("gunicorn.conf.py".into()),
             Source::Arguments(Variable::Gunicorn, "--bind".into()),
             Source::Arguments(Variable::Ringhorn, "--bind".into()),

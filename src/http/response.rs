@@ -337,6 +337,23 @@ impl Encoder {
             .map(|(_, rest)| &rest[2..])
     }
 
+    /// The fields that the application gave, in their order, without its Content-Length and without those that
+    /// were dropped.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.fields.split(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
+        lines.filter_map(|line| {
+            // A name has no colon, so the first one ends it.
+            let colon = memchr::memchr(b':', line)?;
+            Some((&line[..colon], line.get(colon + 2..)?))
+        })
+    }
+
+    /// Whether the body is sent in chunks. Known after [`Self::begin`].
+    #[must_use]
+    pub fn is_chunked(&self) -> bool {
+        self.delimiter == Delimiter::Chunked
+    }
+
     /// Whether the body ends with the connection, so that only a reset shows that it was cut.
     #[must_use]
     pub fn is_until_close(&self) -> bool {
@@ -624,6 +641,26 @@ mod tests {
         assert_eq!(end, End::Keep);
         let (out, end) = respond(&GET10, "200 OK", &[], &["alpha"], Some(5));
         assert!(out.contains("Connection: close\r\n") && end == End::Close);
+    }
+
+    /// `post_request` reads them when the response has been sent.
+    #[test]
+    fn the_applications_fields_can_be_read_after_the_end() {
+        let mut encoder = Encoder::new();
+        encoder.reset(Version::Http11, false, true);
+        encoder.start(b"200 OK").unwrap();
+        for (name, value) in
+            [("A", "1: 2"), ("Content-Length", "0"), ("Connection", "close"), ("b", ""), ("A", "3")]
+        {
+            encoder.header(name.as_bytes(), value.as_bytes()).unwrap();
+        }
+        let mut out = Vec::new();
+        encoder.begin(&mut out, b"Sun, 06 Nov 1994 08:49:37 GMT", None).unwrap();
+        encoder.finish(&mut out);
+        let fields: Vec<(&[u8], &[u8])> = encoder.fields().collect();
+        assert_eq!(fields, [(&b"A"[..], &b"1: 2"[..]), (b"b", b""), (b"A", b"3")]);
+        assert_eq!(encoder.content_length(), Some(0));
+        assert!(!encoder.is_chunked());
     }
 
     #[test]

@@ -97,6 +97,93 @@ pub trait Host {
     fn wait(&mut self, wait: &mut dyn FnMut()) {
         wait();
     }
+
+    // The places where gunicorn calls hooks, under the hooks' names. All do nothing by default.
+
+    /// In the master: the number of workers is `new`; it was `old`, or nothing was decided before.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn nworkers_changed(&mut self, new: usize, old: Option<usize>) -> Result<(), StartError> {
+        let _ = (new, old);
+        Ok(())
+    }
+
+    /// In the master, before the listeners are opened.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn on_starting(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In the master, with the listeners open and no worker forked.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn when_ready(&mut self, addresses: &[String]) -> Result<(), StartError> {
+        let _ = addresses;
+        Ok(())
+    }
+
+    /// In the master, before it forks the worker of this age.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn pre_fork(&mut self, age: u64) -> Result<(), StartError> {
+        let _ = age;
+        Ok(())
+    }
+
+    /// In the master: the worker of the last [`Host::pre_fork`] has this number.
+    fn forked(&mut self, pid: Pid) {
+        let _ = pid;
+    }
+
+    /// In the master: a worker has ended.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn child_exit(&mut self, pid: Pid) -> Result<(), StartError> {
+        let _ = pid;
+        Ok(())
+    }
+
+    /// In the master: the settings are these from now on, and no worker has them yet.
+    ///
+    /// # Errors
+    /// The hook failed: the server ends.
+    fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let _ = settings;
+        Ok(())
+    }
+
+    /// In the process that is about to become the next master, right before the exec.
+    ///
+    /// # Errors
+    /// The hook failed: there is no next master.
+    fn pre_exec(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In the master: the last thing before it ends.
+    ///
+    /// # Errors
+    /// The hook failed: its exit code is the server's.
+    fn on_exit(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In a worker, right after its fork, with the master's rights.
+    ///
+    /// # Errors
+    /// The hook failed: the worker could not boot.
+    fn post_fork(&mut self) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// In a worker that ends by itself, whether it ever served or not.
+    fn worker_exit(&mut self) {}
 }
 
 /// What a worker starts with.
@@ -189,6 +276,8 @@ struct Master<'h> {
     /// Which record belongs to which worker.
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
+    /// The number of workers that the host knows of.
+    workers: usize,
     /// A new generation is taking over.
     reloading: bool,
     /// The settings and listeners before the last reload, while they may still be needed.
@@ -211,6 +300,7 @@ impl<'h> Master<'h> {
             let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
             return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
         }
+        host.nworkers_changed(settings.workers, None)?;
         if settings.preload_app {
             host.preload(&settings)?;
             warn_about_threads();
@@ -230,10 +320,10 @@ impl<'h> Master<'h> {
             Some(path) => Some(pidfile(path, pid, earlier_master.is_some(), &settings)?),
             None => None,
         };
-        let opened = match launch.inherited() {
+        let opened = host.on_starting().and_then(|()| match launch.inherited() {
             Some(inherited) => Listeners::inherit(&inherited, &settings),
             None => Listeners::open(&settings),
-        };
+        });
         let listeners = match opened {
             Ok(listeners) => listeners,
             Err(error) => {
@@ -257,7 +347,7 @@ impl<'h> Master<'h> {
         let now_ms = monotonic_ms();
         let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
         slots.keep_slots(listeners.slots(), now_ms);
-        let master = Self {
+        let mut master = Self {
             cpus: cpus(&settings),
             settings: Arc::new(settings),
             host,
@@ -268,6 +358,7 @@ impl<'h> Master<'h> {
             shared: Arc::new(shared),
             records: Vec::new(),
             listeners,
+            workers: slots.target(),
             reloading: false,
             earlier: None,
             pidfile,
@@ -277,7 +368,26 @@ impl<'h> Master<'h> {
             age: 0,
         };
         master.summarise();
+        let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
+        if let Err(error) = master.host.when_ready(&addresses) {
+            master.listeners.unlink();
+            master.remove_pidfile();
+            return Err(error);
+        }
         Ok(master)
+    }
+
+    /// A hook of the main loop failed: the server ends, as gunicorn does.
+    fn abandon(&mut self, error: &StartError) {
+        let text = error.to_string();
+        error!("Unhandled exception in main loop: {}", text.strip_prefix("error: ").unwrap_or(&text));
+        self.slots.abandon(error.exit(), monotonic_ms());
+    }
+
+    fn remove_pidfile(&mut self) {
+        if let Some(pidfile) = self.pidfile.take() {
+            pidfile.remove();
+        }
     }
 
     /// One line per fact. The first two are gunicorn's, for those who look for them.
@@ -310,8 +420,14 @@ impl<'h> Master<'h> {
             self.take_events();
             self.slots.turn(monotonic_ms());
             if let Some(exit) = self.act() {
-                self.leave(exit);
-                return exit;
+                return self.leave(exit);
+            }
+            if self.slots.target() != self.workers {
+                let old = std::mem::replace(&mut self.workers, self.slots.target());
+                if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
+                    self.abandon(&error);
+                    continue;
+                }
             }
             if self.slots.is_complete() {
                 self.service.ready(self.slots.target());
@@ -347,6 +463,9 @@ impl<'h> Master<'h> {
                             record.set_state(WorkerState::Empty);
                             record.set_pid(0);
                         }
+                    }
+                    if let Err(error) = self.host.child_exit(pid) {
+                        self.abandon(&error);
                     }
                 }
                 Ok(None) => break,
@@ -441,21 +560,33 @@ impl<'h> Master<'h> {
         });
     }
 
-    fn leave(&mut self, exit: Exit) {
+    /// Returns how the process ends: a hook may have its own idea of that.
+    fn leave(&mut self, exit: Exit) -> Exit {
         let reason = match exit {
             Exit::WorkerBoot => Some("Worker failed to boot."),
             Exit::AppLoad => Some("App failed to load."),
-            Exit::Done | Exit::Start | Exit::Usage => None,
+            Exit::Done | Exit::Start | Exit::Usage | Exit::Code(_) => None,
         };
         match reason {
+            None if matches!(exit, Exit::Code(1..)) => error!("Shutting down: {NAME}"),
             None => info!("Shutting down: {NAME}"),
             Some(reason) => {
                 error!("Shutting down: {NAME}");
                 error!("Reason: {reason}");
             }
         }
-        if let Some(pidfile) = self.pidfile.take() {
-            pidfile.remove();
+        self.remove_pidfile();
+        // As in gunicorn, a server that a hook ended does not ask another one.
+        if matches!(exit, Exit::Code(_)) {
+            return exit;
+        }
+        match self.host.on_exit() {
+            Ok(()) => exit,
+            Err(error) => {
+                let text = error.to_string();
+                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error.exit()
+            }
         }
     }
 
@@ -480,6 +611,7 @@ impl<'h> Master<'h> {
             return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
         }
         keep_what_cannot_change(&self.settings, &mut settings);
+        self.host.on_reload(&settings)?;
         for notice in &settings.notices {
             notice.log();
         }
@@ -545,6 +677,9 @@ impl<'h> Master<'h> {
             Ok(blocked) => blocked,
             Err(error) => return error!("cannot start another master: {}", describe(&error)),
         };
+        if let Err(error) = self.host.pre_exec() {
+            return error!("no other master is started: {}", error.what());
+        }
         self.host.before_fork();
         match process::fork() {
             Ok(Fork::Child) => {
@@ -589,9 +724,17 @@ impl<'h> Master<'h> {
     }
 
     fn fork_into(&mut self, slot: usize) {
+        if self.slots.is_ending() {
+            // A hook failed after this fork was decided.
+            return self.slots.fork_failed(slot, monotonic_ms());
+        }
         if let Err(error) = self.listeners.grow(slot, self.settings.backlog) {
             error!("cannot listen for one more worker: {}", describe(&error));
             return self.slots.fork_failed(slot, monotonic_ms());
+        }
+        if let Err(error) = self.host.pre_fork(self.age + 1) {
+            self.slots.fork_failed(slot, monotonic_ms());
+            return self.abandon(&error);
         }
         let free = self.shared.records().iter().position(|record| record.state() == WorkerState::Empty);
         let Some((index, record)) = free.and_then(|index| Some((index, self.shared.record(index)?))) else {
@@ -616,6 +759,7 @@ impl<'h> Master<'h> {
             Ok(Fork::Parent(pid)) => {
                 self.host.after_fork_parent();
                 drop(blocked);
+                self.host.forked(pid);
                 record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
                 self.records.push((pid, index));
                 self.slots.forked(slot, pid, monotonic_ms());
@@ -654,12 +798,16 @@ impl<'h> Master<'h> {
             // The master has died meanwhile.
             Ok(None) => return Exit::Done.code(),
             Err(error) => {
-                error!("Worker (pid:{}) cannot start: {}", process::id(), error.what());
+                let text = error.to_string();
+                let text = text.strip_prefix("error: ").unwrap_or(&text);
+                error!("Worker (pid:{}) cannot start: {text}", process::id());
+                self.host.worker_exit();
                 return error.exit().code();
             }
         };
         let shared = context.shared.clone();
         let code = self.host.serve(context);
+        self.host.worker_exit();
         // A worker that never served keeps its state: that is how the master can tell.
         if let Some(record) = shared.record(record)
             && record.state() >= WorkerState::Ready
@@ -677,6 +825,7 @@ impl<'h> Master<'h> {
         master_event: BorrowedFd<'static>,
     ) -> Result<Option<WorkerContext>, StartError> {
         info!("Booting worker with pid: {}", process::id());
+        self.host.post_fork()?;
         if let Ok(name) = CString::new(format!("ringhorn-w{slot}")) {
             // For `top` and `ps -L` only.
             let _ = process::set_thread_name(&name);

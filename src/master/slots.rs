@@ -361,6 +361,23 @@ impl Slots {
         }
     }
 
+    /// Something went wrong that ends the server: a quick stop, and then `exit`.
+    pub(super) fn abandon(&mut self, exit: Exit, now_ms: u64) {
+        match self.phase {
+            Phase::Running => self.stop(exit, Signal::QUIT, now_ms),
+            Phase::Stopping { deadline_ms, expired, .. } => {
+                self.phase = Phase::Stopping { exit, deadline_ms, expired };
+            }
+            Phase::Finished => {}
+        }
+        self.finish_when_empty();
+    }
+
+    /// Whether no worker is to be forked any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
     /// A signal for the master.
     pub(super) fn signal(&mut self, signal: Signal, now_ms: u64) {
         if self.phase == Phase::Finished {
@@ -1029,6 +1046,31 @@ mod tests {
         slots.signal(Signal::TERM, 100);
         slots.fork_failed(0, 100);
         assert!(slots.take_actions().contains(&Action::Finish(Exit::Done)));
+    }
+
+    /// A hook that failed: the workers leave at once, and then the server with the code that the hook asked for.
+    #[test]
+    fn an_abandoned_server_stops_its_workers_and_ends_with_its_own_code() {
+        let mut world = World::new(RULES);
+        world.ready(0);
+        world.ready(1);
+        world.slots.abandon(Exit::Code(255), world.now_ms);
+        assert!(world.slots.is_ending());
+        world.act();
+        let alive = world.alive.clone();
+        assert!(alive.iter().all(|pid| world.signals_to(*pid) == [Signal::QUIT]));
+        world.end(0, Ending::Code(0));
+        assert_eq!(world.finished, None);
+        world.end(1, Ending::Code(0));
+        assert_eq!(world.finished, Some(Exit::Code(255)));
+
+        // Before the first fork there is nobody to wait for.
+        let mut slots = Slots::new(Rules { workers: 1, ..RULES }, false, 0);
+        slots.turn(0);
+        assert_eq!(slots.take_actions(), [Action::Fork { slot: 0 }]);
+        slots.fork_failed(0, 0);
+        slots.abandon(Exit::Code(7), 0);
+        assert!(slots.take_actions().contains(&Action::Finish(Exit::Code(7))));
     }
 
     /// Exit codes 3 and 4 of gunicorn, as long as no worker has served.

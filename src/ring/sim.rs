@@ -30,10 +30,10 @@ const STUCK: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A small generator of well-mixed numbers (splitmix64): not for secrets, only for variety.
 #[derive(Clone, Debug)]
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,16 +41,16 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.roll() % bound.max(1) as u64) as usize
     }
 
-    fn one_in(&mut self, count: usize) -> bool {
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 
     /// How much of `count` goes through at once: often all, often one byte, else anything between.
-    fn part(&mut self, count: usize) -> usize {
+    pub(crate) fn part(&mut self, count: usize) -> usize {
         match self.below(4) {
             0 | 1 => count,
             2 => count.min(1),
@@ -71,6 +71,18 @@ struct Wire {
     /// The server's half no longer takes bytes; it is closed, or has shut both directions.
     server_gone: bool,
     reset: bool,
+}
+
+impl Wire {
+    /// Bytes met a server that has closed: it answers with a reset, which destroys some of what the client has
+    /// not read (RFC 2525 section 2.17).
+    fn bounce(&mut self) {
+        if self.server_gone && !self.to_server.is_empty() && !self.reset {
+            let kept = self.dice.below(self.to_client.len() + 1);
+            self.to_client.truncate(kept);
+            self.reset = true;
+        }
+    }
 }
 
 type SharedWire = Arc<Mutex<Wire>>;
@@ -129,6 +141,7 @@ impl ServerHalf {
     pub(super) fn end_both(&self) -> io::Result<()> {
         let mut wire = lock(&self.wire);
         (wire.server_ended, wire.server_gone) = (true, true);
+        wire.bounce();
         Ok(())
     }
 
@@ -162,7 +175,9 @@ pub struct Client {
 impl Client {
     /// Puts bytes on the wire.
     pub fn send(&self, bytes: &[u8]) {
-        lock(&self.wire).to_server.extend(bytes);
+        let mut wire = lock(&self.wire);
+        wire.to_server.extend(bytes);
+        wire.bounce();
     }
 
     /// Says that no more bytes follow.
@@ -186,6 +201,12 @@ impl Client {
         let mut wire = lock(&self.wire);
         let count = count.min(wire.to_client.len());
         wire.to_client.drain(..count).collect()
+    }
+
+    /// Something has come that was not read.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        !lock(&self.wire).to_client.is_empty()
     }
 
     /// The server has ended its direction, and every byte before the end has been read.
@@ -250,6 +271,12 @@ impl Network {
         lock(&self.shared).accept_errors.push_back((listener, errno));
     }
 
+    /// The time, in milliseconds.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        lock(&self.shared).now_ms
+    }
+
     /// Lets time pass.
     pub fn pass_ms(&self, ms: u64) {
         lock(&self.shared).now_ms += ms;
@@ -296,6 +323,12 @@ impl Sim {
             now_ms,
         };
         Ok((sim, network))
+    }
+
+    /// Whether every receive buffer is free.
+    #[must_use]
+    pub fn has_all_buffers(&self) -> bool {
+        self.pool.free() == usize::from(self.pool.count())
     }
 
     fn known(&mut self, token: Token) -> Option<&mut Slot> {
@@ -619,9 +652,10 @@ mod tests {
         sim.turn(None, &mut events).unwrap();
         let Some(Event::Accepted { socket, .. }) = events.pop() else { panic!() };
         sim.receive(token(0), &socket).unwrap();
-        client.send(b"late");
         sim.release(token(0), &socket);
         assert!(client.is_ended() && !client.is_reset());
+        client.send(b"late");
+        assert!(client.is_reset(), "nobody reads it any more");
         sim.turn(Some(Duration::ZERO), &mut events).unwrap();
         assert!(events.is_empty(), "{events:?}");
     }

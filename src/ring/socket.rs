@@ -12,6 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 
 #[cfg(any(test, feature = "simulation"))]
 use super::sim;
+use crate::sys::atfork;
 
 /// Parts that one sendmsg(2) takes (`UIO_MAXIOV`); the rest is an ordinary short send.
 const PARTS_MAX: usize = 1024;
@@ -166,8 +167,18 @@ impl Socket {
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd() {
+            atfork::forget(fd.as_raw_fd());
+        }
+    }
+}
+
 impl From<OwnedFd> for Socket {
     fn from(fd: OwnedFd) -> Self {
+        // A child that the application forks must not keep the client's connection open.
+        atfork::note(fd.as_raw_fd());
         Self { inner: Inner::Kernel { fd, nonblocking: AtomicBool::new(false) } }
     }
 }

@@ -14,10 +14,26 @@ pub fn monotonic_ms() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
+#[cfg(any(test, feature = "simulation"))]
+thread_local! {
+    static SIMULATED_MS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
+/// From now on [`monotonic_coarse_ms`] is `now_ms` on the calling thread; `None` gives the real clock back.
+/// A simulation's driver has a clock of its own, with which the deadlines' other half must agree.
+#[cfg(any(test, feature = "simulation"))]
+pub fn simulate(now_ms: Option<u64>) {
+    SIMULATED_MS.set(now_ms);
+}
+
 /// As [`monotonic_ms`], as of the last timer tick (4 ms or less ago): a few nanoseconds to read. For
 /// deadlines, not for measuring.
 #[must_use]
 pub fn monotonic_coarse_ms() -> u64 {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(now_ms) = SIMULATED_MS.get() {
+        return now_ms;
+    }
     let now = clock_gettime(ClockId::MonotonicCoarse);
     now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }

@@ -3,6 +3,7 @@
 //! with any argument.
 
 pub mod account;
+pub mod atfork;
 pub mod clock;
 pub mod errno;
 pub mod fd;

@@ -175,6 +175,11 @@ impl Signals {
     }
 }
 
+/// Records `signal` as if it had come, and wakes whoever waits for signals. For a handler that took its place.
+pub fn inject(signal: Signal) {
+    on_signal(signal.as_raw());
+}
+
 /// Adds 1 to an eventfd: whoever waits for it wakes up.
 pub fn notify(event: impl AsFd) {
     // EAGAIN means that the counter is full: then it is readable already.

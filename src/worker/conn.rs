@@ -47,14 +47,21 @@ pub(super) struct Conn {
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
     pub(super) trusted: bool,
+    /// The connection may still begin with a PROXY header.
+    pub(super) before_proxy: bool,
+    /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
+    pub(super) streamed: bool,
     /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
     pub(super) deadline_ms: u64,
+    /// When to give up if the client takes nothing of its answer. Its own deadline, because a request's body
+    /// may arrive meanwhile.
+    pub(super) writing_deadline_ms: u64,
     /// When the wheel's earliest entry for this connection fires; `u64::MAX` without one.
     pub(super) wheel_ms: u64,
 }
 
 impl Conn {
-    pub(super) fn new(link: Arc<Link>, trusted: bool) -> Self {
+    pub(super) fn new(link: Arc<Link>, trusted: bool, before_proxy: bool) -> Self {
         Self {
             link,
             phase: Phase::Head,
@@ -66,7 +73,10 @@ impl Conn {
             writing: false,
             in_head: false,
             trusted,
+            before_proxy,
+            streamed: false,
             deadline_ms: u64::MAX,
+            writing_deadline_ms: u64::MAX,
             wheel_ms: u64::MAX,
         }
     }

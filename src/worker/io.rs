@@ -4,7 +4,7 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use super::{Door, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
 };
-use crate::http::{BodyDecoder, CONTINUE, Framing, Refusal, relax};
+use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS,
-    LINGER_BYTES_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -40,6 +40,8 @@ pub(super) struct Io {
     crowded: bool,
     /// When to try again to accept, after the process ran out of descriptors.
     accept_again_ms: Option<u64>,
+    /// When the log was last told that accepting fails.
+    accept_warned_ms: Option<u64>,
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
@@ -56,9 +58,16 @@ pub(super) struct Io {
     leaving: Option<Stop>,
     /// When it leaves, whatever is still open.
     draining: Option<u64>,
+    /// When idle connections are looked at again, while it leaves.
+    sweep_ms: u64,
     entrance: Entrance,
     /// Requests handed over since the last pulse.
     begun: u64,
+    /// Requests that waited for a runner at the end of the last turn.
+    waiting: usize,
+    events: Vec<Event>,
+    reports: Vec<Token>,
+    expired: Vec<Token>,
 }
 
 /// Whether connections come in.
@@ -93,6 +102,7 @@ impl Io {
             doors,
             crowded: false,
             accept_again_ms: None,
+            accept_warned_ms: None,
             rules,
             pool,
             app,
@@ -102,8 +112,13 @@ impl Io {
             waste: Vec::new(),
             leaving: None,
             draining: None,
+            sweep_ms: 0,
             entrance: Entrance::Open,
             begun: 0,
+            waiting: 0,
+            events: Vec::new(),
+            reports: Vec::new(),
+            expired: Vec::new(),
         }
     }
 
@@ -127,66 +142,99 @@ impl Io {
         stop: &dyn Fn() -> Option<Stop>,
         pulse: &dyn Fn(u64, u64),
     ) -> io::Result<u64> {
-        let (mut events, mut reports, mut expired) = (Vec::new(), Vec::new(), Vec::new());
         let mut watch = Watch::default();
-        let mut waiting = 0;
         loop {
-            let timeout = self.timeout(waiting > 0);
-            self.driver.turn(Some(timeout), &mut events)?;
-            self.now_ms = self.driver.now_ms();
+            self.turn()?;
             pulse(self.now_ms, std::mem::take(&mut self.begun));
-
-            // Reports first: a connection that became idle can take the bytes that came in this turn.
-            self.port.collect(&mut reports);
-            for token in reports.drain(..) {
-                self.look(token);
-            }
-            for event in events.drain(..) {
-                self.on_event(event);
-            }
-            self.wheel.expired(self.now_ms, &mut expired);
-            for token in expired.drain(..) {
-                self.on_expired(token);
-            }
-            if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
-                self.accept_again_ms = None;
-                self.open();
-            }
-            if self.batch.is_empty() {
-                if waiting > 0 {
-                    waiting = self.pool.waiting();
-                }
-            } else {
-                waiting = self.pool.submit(&mut self.batch);
-            }
-            if waiting > 0 {
+            if self.waiting > 0 {
                 self.pool.supervise(&mut watch, &self.app);
             }
-            match stop() {
-                Some(Stop::Quick) => {
-                    self.draining = None;
-                    break;
-                }
-                Some(stop) if self.leaving < Some(stop) => self.drain(stop),
-                _ => {}
-            }
-            self.close_entrance();
-            if let Some(deadline) = self.draining
-                && ((self.conns.len() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS })
-                    || self.now_ms >= deadline)
-            {
+            if self.obey(stop()) {
                 break;
             }
         }
-        for token in self.conns.tokens() {
-            self.close(token);
-        }
+        self.close_all();
         Ok(self.draining.map_or(0, |deadline| deadline.saturating_sub(self.now_ms)))
     }
 
-    fn timeout(&self, requests_wait: bool) -> Duration {
+    /// Waits until something happens, and moves every connection that it concerns one step.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let mut events = std::mem::take(&mut self.events);
+        self.driver.turn(Some(timeout), &mut events)?;
+        self.now_ms = self.driver.now_ms();
+
+        // Reports first: a connection that became idle can take the bytes that came in this turn.
+        let mut reports = std::mem::take(&mut self.reports);
+        self.port.collect(&mut reports);
+        for token in reports.drain(..) {
+            self.look(token);
+        }
+        self.reports = reports;
+        for event in events.drain(..) {
+            self.on_event(event);
+        }
+        self.events = events;
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expired(self.now_ms, &mut expired);
+        for token in expired.drain(..) {
+            self.on_expired(token);
+        }
+        self.expired = expired;
+        if self.accept_again_ms.is_some_and(|at| at <= self.now_ms) {
+            self.accept_again_ms = None;
+            // Without room, the next connection that closes opens the doors.
+            if !self.crowded {
+                self.open();
+            }
+        }
+        if !self.batch.is_empty() {
+            self.waiting = self.pool.submit(&mut self.batch);
+        } else if self.waiting > 0 {
+            self.waiting = self.pool.waiting();
+        }
+        Ok(())
+    }
+
+    /// Does what the order says; returns whether the loop is to end.
+    pub(super) fn obey(&mut self, stop: Option<Stop>) -> bool {
+        match stop {
+            Some(Stop::Quick) => {
+                self.draining = None;
+                return true;
+            }
+            Some(stop) if self.leaving < Some(stop) => self.drain(stop),
+            _ => {}
+        }
+        if let Some(stop) = self.leaving
+            && self.sweep_ms <= self.now_ms
+        {
+            self.sweep(stop);
+        }
+        self.close_entrance();
+        let empty = self.conns.len() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
+        self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
+    }
+
+    /// Closes what is open. An answer that is cut by it is reset: its end may be the connection's end, and
+    /// would look complete.
+    pub(super) fn close_all(&mut self) {
+        for token in self.conns.tokens() {
+            let Some(conn) = self.conns.get(token) else { continue };
+            let cut = conn.link.standing() == Standing::Busy || conn.link.has_rest();
+            if cut {
+                conn.link.socket().abort();
+            }
+            self.close(token);
+        }
+    }
+
+    fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
-        if requests_wait {
+        if self.waiting > 0 {
             ms = BATCH_CHECK_MS;
         }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
@@ -228,10 +276,11 @@ impl Io {
             }
         };
         let trusted = self.rules.trusts(&peer);
+        let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
         let port = Arc::clone(&self.port);
-        let token = self
-            .conns
-            .insert(|token| Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted));
+        let token = self.conns.insert(|token| {
+            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy)
+        });
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
         if self.conns.len() >= self.rules.connections_max && !self.crowded {
@@ -248,8 +297,12 @@ impl Io {
             return;
         }
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
-        if self.accept_again_ms.is_none() {
-            warn!(%error, "cannot accept on {}; trying again in {ACCEPT_RETRY_MS} ms", self.doors[listener].listener.name);
+        if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
+            self.accept_warned_ms = Some(self.now_ms);
+            warn!(
+                "cannot accept on {}: {error}; trying again every {ACCEPT_RETRY_MS} ms",
+                self.doors[listener].listener.name
+            );
         }
         self.accept_again_ms = Some(self.now_ms + ACCEPT_RETRY_MS);
     }
@@ -280,12 +333,19 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
+        // The quick way from one request to the next, when the last one has left nothing behind: then
+        // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
+            && !(conn.paused || conn.broken || conn.streamed)
+            && conn.input.is_empty()
             && conn.link.standing() == Standing::Idle
         {
             conn.phase = Phase::Head;
         }
-        if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
+        if conn.before_proxy {
+            conn.input.extend_from_slice(bytes);
+            self.on_proxy_header(token);
+        } else if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
             let used = self.consume(token, bytes);
             if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty())
                 && let Some(conn) = self.conns.get(token)
@@ -297,6 +357,41 @@ impl Io {
             self.consume_input(token);
         }
         self.settle(token);
+    }
+
+    /// The first bytes of a connection that may begin with a PROXY header. What follows it is a request.
+    fn on_proxy_header(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let parsed = parse_proxy(&conn.input, self.rules.proxy_mode);
+        if matches!(parsed, Ok(None)) {
+            if !conn.in_head {
+                conn.in_head = true;
+                self.set_deadline(token, self.rules.header_ms);
+            }
+            return;
+        }
+        if !matches!(parsed, Ok(Some((_, ProxyInfo::Absent)))) && !self.rules.is_proxy(conn.link.peer()) {
+            self.refuse(token, &Refusal::new(403, "this peer may not send a PROXY header"));
+            return;
+        }
+        match parsed {
+            Ok(Some((used, info))) => {
+                conn.before_proxy = false;
+                conn.in_head = false;
+                conn.input.drain(..used);
+                if let ProxyInfo::Proxied { source, destination } = info
+                    // Nobody else has the link before the first request is handed over.
+                    && let Some(link) = Arc::get_mut(&mut conn.link)
+                {
+                    link.announce(source, destination);
+                }
+                // The proxy may connect long before its client asks.
+                self.set_deadline(token, self.rules.first_byte_ms);
+                self.consume_input(token);
+            }
+            Err(refused) => self.refuse(token, &refused),
+            Ok(None) => {}
+        }
     }
 
     /// Understands what waits in the connection's input.
@@ -320,14 +415,16 @@ impl Io {
     /// or the end of the client's stream.
     fn settle(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        let Phase::InHand(stream) = &conn.phase else { return };
-        if stream.is_some() || (conn.input.is_empty() && !conn.ended) {
+        if !matches!(conn.phase, Phase::InHand(_)) || (conn.input.is_empty() && !conn.ended && !conn.paused) {
             return;
         }
-        let full = conn.input.len() > PIPELINE_BYTES_MAX;
         if conn.link.want_attention() != Standing::Busy {
             self.look(token);
-        } else if full {
+        }
+        // Also when the answer is complete, but not sent.
+        let full =
+            |conn: &Conn| matches!(conn.phase, Phase::InHand(_)) && conn.input.len() > PIPELINE_BYTES_MAX;
+        if self.conns.get(token).is_some_and(|conn| full(conn)) {
             self.pause(token);
         }
     }
@@ -388,7 +485,17 @@ impl Io {
                     self.on_gathered(token);
                 }
                 Phase::InHand(None) => return used,
-                Phase::InHand(Some(_)) => used += self.feed(token, rest),
+                Phase::InHand(Some(_)) if conn.link.standing() == Standing::Busy => {
+                    used += self.feed(token, rest);
+                }
+                Phase::InHand(Some(_)) => {
+                    // Answered without reading it all.
+                    self.look(token);
+                    if self.conns.get(token).is_some_and(|conn| matches!(conn.phase, Phase::InHand(_))) {
+                        // The answer is still on its way out; this waits for its end.
+                        return used;
+                    }
+                }
                 Phase::Drain(decoder, left) => {
                     self.waste.clear();
                     let result = decoder.decode(rest, &mut self.waste);
@@ -442,9 +549,11 @@ impl Io {
                 self.hand_over(token, exchange, Some(decoder));
                 return;
             }
-            // A short or failed send means that the client is gone, which the receive side reports.
-            let _ = conn.link.socket().send(&[IoSlice::new(CONTINUE)]);
+            if conn.link.say(CONTINUE) {
+                self.write(token);
+            }
         }
+        let Some(conn) = self.conns.get(token) else { return };
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
         self.set_deadline(token, self.rules.body_ms);
     }
@@ -476,6 +585,7 @@ impl Io {
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
         let Some(conn) = self.conns.get(token) else { return };
+        exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
         if self.rules.timed {
             exchange.request.received_ns = clock::monotonic_ns();
@@ -486,6 +596,7 @@ impl Io {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
         }
+        conn.streamed = stream.is_some();
         conn.phase = Phase::InHand(stream.map(Box::new));
         self.batch.push(exchange);
         // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
@@ -501,11 +612,6 @@ impl Io {
     /// Decodes body bytes into what the application reads. Returns how many were used.
     fn feed(&mut self, token: Token, data: &[u8]) -> usize {
         let Some(conn) = self.conns.get(token) else { return data.len() };
-        if conn.link.standing() != Standing::Busy {
-            // Answered without reading it all.
-            self.look(token);
-            return 0;
-        }
         let Phase::InHand(Some(decoder)) = &mut conn.phase else { return 0 };
         let (result, _) = conn.link.feed_body(|waiting| decoder.decode(data, waiting));
         let complete = decoder.is_complete();
@@ -546,7 +652,7 @@ impl Io {
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
-        self.set_deadline(token, u64::MAX);
+        self.set_deadline(token, self.rules.keepalive_ms);
     }
 
     fn on_ended(&mut self, token: Token) {
@@ -573,12 +679,8 @@ impl Io {
             return;
         }
         let standing = conn.link.standing();
-        if conn.link.has_rest() {
-            if !conn.writing {
-                conn.writing = true;
-                self.set_deadline(token, self.rules.response_ms);
-                self.flush(token);
-            }
+        if !conn.writing && conn.link.has_rest() {
+            self.write(token);
             return;
         }
         match standing {
@@ -587,6 +689,8 @@ impl Io {
                     self.resume(token);
                 }
             }
+            // Flushing ends with another look.
+            _ if conn.writing => {}
             Standing::Idle => self.next_request(token),
             Standing::Finished(Outcome::Keep) => {
                 conn.link.reopen();
@@ -623,28 +727,35 @@ impl Io {
         if conn.ended {
             // What the end means depends on what the bytes before it have become.
             self.on_ended(token);
-        } else if conn.paused {
-            self.resume(token);
-        } else {
-            self.settle(token);
+            return;
         }
+        if conn.paused {
+            self.resume(token);
+        }
+        self.settle(token);
     }
 
     /// Receives again after a pause, unless enough still waits.
     fn resume(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         match conn.phase {
-            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => self.settle(token),
+            Phase::InHand(None) if conn.input.len() > PIPELINE_BYTES_MAX => {}
             Phase::InHand(Some(_)) => {
-                self.receive(token);
-                self.set_deadline(token, self.rules.body_ms);
-                self.hold_body(token);
+                if !conn.link.pause_body(self.rules.body_buffer_bytes) {
+                    self.receive(token);
+                    self.set_deadline(token, self.rules.body_ms);
+                }
             }
-            _ => {
-                self.receive(token);
-                self.settle(token);
-            }
+            _ => self.receive(token),
         }
+    }
+
+    /// Begins to send what was queued.
+    fn write(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing = true;
+        self.set_writing_deadline(token);
+        self.flush(token);
     }
 
     fn flush(&mut self, token: Token) {
@@ -652,7 +763,7 @@ impl Io {
         match conn.link.flush() {
             Flushed::All => {
                 conn.writing = false;
-                self.set_deadline(token, u64::MAX);
+                conn.writing_deadline_ms = u64::MAX;
                 self.look(token);
             }
             Flushed::Full { progress } => {
@@ -660,7 +771,7 @@ impl Io {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
                 } else if progress {
-                    self.set_deadline(token, self.rules.response_ms);
+                    self.set_writing_deadline(token);
                 }
             }
             Flushed::Gone => {
@@ -675,9 +786,13 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
         let page = refusal(refused.status, &refused.detail, false);
-        // It fits an empty send buffer; a client that does not read its answers gets none.
-        let _ = conn.link.socket().send(&[IoSlice::new(&page)]);
-        self.linger(token);
+        // What the socket does not take is sent like the rest of any other last answer.
+        let _ = conn.link.say(&page);
+        conn.link.conclude();
+        conn.phase = Phase::InHand(None);
+        conn.broken = true;
+        conn.input = Vec::new();
+        self.look(token);
     }
 
     /// Sends the end of our stream and waits, bounded, for the client's.
@@ -714,10 +829,23 @@ impl Io {
     fn set_deadline(&mut self, token: Token, after_ms: u64) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.deadline_ms = self.now_ms.saturating_add(after_ms);
+        self.arm(token);
+    }
+
+    /// Gives the client `response_timeout` to take something of its answer.
+    fn set_writing_deadline(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        conn.writing_deadline_ms = self.now_ms.saturating_add(self.rules.response_ms);
+        self.arm(token);
+    }
+
+    fn arm(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let due_ms = conn.deadline_ms.min(conn.writing_deadline_ms);
         // An earlier entry fires first and is set anew then: moving a deadline costs nothing.
-        if conn.deadline_ms < conn.wheel_ms {
-            conn.wheel_ms = conn.deadline_ms;
-            self.wheel.schedule(token, conn.deadline_ms);
+        if due_ms < conn.wheel_ms {
+            conn.wheel_ms = due_ms;
+            self.wheel.schedule(token, due_ms);
         }
     }
 
@@ -725,11 +853,14 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         // The wheel keeps one entry for each slot, the earliest: it may stem from the slot's last user.
         conn.wheel_ms = u64::MAX;
+        if conn.writing_deadline_ms <= self.now_ms {
+            debug!("{} stopped reading its answer", conn.link.peer());
+            conn.link.socket().abort();
+            self.close(token);
+            return;
+        }
         if conn.deadline_ms > self.now_ms {
-            let left = conn.deadline_ms.saturating_sub(self.now_ms);
-            if conn.deadline_ms != u64::MAX {
-                self.set_deadline(token, left);
-            }
+            self.arm(token);
             return;
         }
         match &conn.phase {
@@ -742,10 +873,9 @@ impl Io {
             Phase::Body(_) => {
                 self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });
             }
-            Phase::InHand(_) if conn.writing => {
-                debug!("{} stopped reading its answer", conn.link.peer());
-                conn.link.socket().abort();
-                self.close(token);
+            // The body is not what holds this up: the application has not asked for it, or has answered.
+            Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
+                self.set_deadline(token, self.rules.body_ms);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::TimedOut),
             Phase::InHand(None) => {
@@ -776,35 +906,33 @@ impl Io {
             self.draining = Some(self.now_ms + self.rules.graceful_ms);
             self.accept_again_ms = None;
         }
-        let (entrance_ms, idle_ms) = match stop {
-            // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
-            // the last moment: the master's patience ends then.
-            Stop::Retire => (self.rules.graceful_ms / 2, RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2)),
-            _ => (CLOSE_ENTRANCE_MS, DRAIN_IDLE_MS),
-        };
+        let entrance_ms = if stop == Stop::Retire { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
         if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
             self.entrance = Entrance::Closing { until_ms: self.now_ms + entrance_ms };
         } else if stop == Stop::Close {
             self.doors.iter().for_each(Door::close);
         }
+        self.sweep_ms = self.now_ms;
+    }
+
+    /// Shortens the time that idle connections have. Again and again while the worker leaves: some are accepted,
+    /// and some answers were begun, before the order came.
+    fn sweep(&mut self, stop: Stop) {
+        self.sweep_ms = self.now_ms + DRAIN_IDLE_MS;
+        let idle_ms = match stop {
+            // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
+            // the last moment: the master's patience ends then.
+            Stop::Retire => RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2),
+            _ => DRAIN_IDLE_MS,
+        };
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
-            let idle = match conn.phase {
-                Phase::Head => !conn.in_head,
-                // Bytes that wait are the next request: it is about to be looked at.
-                Phase::InHand(None) => conn.link.standing() == Standing::Idle && conn.input.is_empty(),
-                _ => false,
-            };
-            if idle {
-                let left = match conn.phase {
-                    // The deadline stems from the last request's begin.
-                    Phase::InHand(_) => {
-                        let idle_ms = self.now_ms.saturating_sub(conn.link.idle_since_ms());
-                        self.rules.keepalive_ms.saturating_sub(idle_ms)
-                    }
-                    _ => conn.deadline_ms.saturating_sub(self.now_ms),
-                };
-                conn.phase = Phase::Head;
+            if matches!(conn.phase, Phase::InHand(None)) && conn.link.standing() == Standing::Idle {
+                self.look(token);
+            }
+            let idle = |conn: &&mut Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
+            if let Some(conn) = self.conns.get(token).filter(idle) {
+                let left = conn.deadline_ms.saturating_sub(self.now_ms);
                 // A request may be on its way: it is answered, with the close announced.
                 self.set_deadline(token, idle_ms.min(left));
             }
@@ -833,5 +961,31 @@ impl Io {
                 self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
             }
         }
+    }
+}
+
+/// What a simulation asks between two turns.
+#[cfg(any(test, feature = "simulation"))]
+impl Io {
+    pub(super) fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// When the wheel's next entry is due.
+    pub(super) fn next_entry_ms(&self) -> Option<u64> {
+        self.wheel.next_ms()
+    }
+
+    /// For each connection: bytes of input, of the answer, and of the streamed body that it holds.
+    pub(super) fn held_bytes(&mut self) -> Vec<(usize, usize, usize)> {
+        let tokens = self.conns.tokens();
+        let mut held = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            if let Some(conn) = self.conns.get(token) {
+                let (answer, body) = conn.link.held_bytes();
+                held.push((conn.input.len(), answer, body));
+            }
+        }
+        held
     }
 }

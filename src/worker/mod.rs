@@ -7,6 +7,9 @@ mod access;
 mod conn;
 mod io;
 mod pool;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -15,7 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,14 +31,16 @@ use self::io::Io;
 use self::pool::Pool;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
-use crate::http::Policy;
-use crate::limits::{DESCRIPTORS_RESERVED, QUICK_STOP_MS};
+use crate::error::{Exit, StartError};
+use crate::http::{Policy, ProxyMode};
+use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
+use crate::sys::errno::describe;
 use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{process, rlimit, signal};
+use crate::sys::{atfork, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -50,6 +55,7 @@ impl Door {
             LocalAddr::Tcp(addr) => Listener::inet(addr),
             LocalAddr::Unix(path) => Listener::unix(path),
         };
+        atfork::note(from.fd.as_raw_fd());
         Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting }
     }
 
@@ -78,12 +84,17 @@ impl Door {
 struct Rules {
     policy: Policy,
     trusted: Trusted,
+    /// Which PROXY headers connections may begin with, and who may send them.
+    proxy_mode: ProxyMode,
+    proxies: Trusted,
     connections_max: usize,
     body_buffer_bytes: usize,
     first_byte_ms: u64,
     header_ms: u64,
     body_ms: u64,
     response_ms: u64,
+    /// Whether connections go on after their first request.
+    keep_alive: bool,
     keepalive_ms: u64,
     linger_ms: u64,
     graceful_ms: u64,
@@ -111,25 +122,40 @@ impl Rules {
                 casefold_http_method: settings.casefold_http_method,
             },
             trusted: settings.forwarded_allow_ips.clone(),
+            proxy_mode: settings.proxy_protocol,
+            proxies: settings.proxy_allow_ips.clone(),
             connections_max: settings.worker_connections.unwrap_or_else(connections_max),
             body_buffer_bytes: settings.body_buffer,
             first_byte_ms: limit(settings.first_byte_timeout),
             header_ms: limit(settings.header_timeout),
             body_ms: limit(settings.body_timeout),
             response_ms: limit(settings.response_timeout),
-            keepalive_ms: milliseconds(settings.keepalive),
+            keep_alive: !settings.keepalive.is_zero(),
+            // Also how often a busy connection is looked at, so never 0.
+            keepalive_ms: milliseconds(settings.keepalive).max(HEARTBEAT_MS / 10),
             linger_ms: milliseconds(settings.linger_timeout),
             graceful_ms: milliseconds(settings.graceful_timeout),
             timed,
         }
     }
 
-    /// Whether the peer may speak for others (`forwarded_allow_ips`; gunicorn trusts unix peers always).
+    /// Whether the peer may speak for others (`forwarded_allow_ips`).
     fn trusts(&self, peer: &Peer) -> bool {
-        match peer {
-            Peer::Unix => true,
-            Peer::Inet { ip, .. } => self.trusted.contains(*ip),
-        }
+        is_among(&self.trusted, peer)
+    }
+
+    /// Whether the peer may send a PROXY header (`proxy_allow_ips`).
+    fn is_proxy(&self, peer: &Peer) -> bool {
+        is_among(&self.proxies, peer)
+    }
+}
+
+/// Peers of unix sockets are among the trusted always, as in gunicorn: who may connect is a matter of the
+/// file's permissions.
+fn is_among(trusted: &Trusted, peer: &Peer) -> bool {
+    match peer {
+        Peer::Unix => true,
+        Peer::Inet { ip, .. } => trusted.contains(*ip),
     }
 }
 
@@ -144,6 +170,15 @@ fn connections_max() -> usize {
         .unwrap_or(usize::MAX)
         .saturating_sub(DESCRIPTORS_RESERVED)
         .max(DESCRIPTORS_RESERVED)
+}
+
+/// Whether this process is a worker that was told to leave.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker that was told to leave. For any thread.
+#[must_use]
+pub fn is_leaving() -> bool {
+    LEAVING.load(Ordering::Relaxed)
 }
 
 /// How the worker was told to leave, in rising urgency.
@@ -184,6 +219,9 @@ impl Orders {
     }
 
     fn obey(&self, arrived: SignalSet) {
+        if [Signal::QUIT, Signal::INT, Signal::TERM].into_iter().any(|signal| arrived.contains(signal)) {
+            LEAVING.store(true, Ordering::Relaxed);
+        }
         if arrived.contains(Signal::QUIT) || arrived.contains(Signal::INT) {
             self.stop.store(Stop::Quick as u8, Ordering::Relaxed);
         } else if arrived.contains(Signal::TERM) {
@@ -207,6 +245,10 @@ impl Orders {
         }
     }
 }
+
+/// What allows io_uring, for messages.
+const ALLOW_URING: &str = "`sysctl kernel.io_uring_disabled=0`, or allow io_uring_setup, io_uring_enter and \
+                           io_uring_register in the container's seccomp profile";
 
 /// Serves until told to leave. Called on the main thread of the worker, which becomes the first runner.
 /// Returns the exit code.
@@ -232,47 +274,56 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let mut served = false;
+    let mut code = Exit::Start.code();
     app.with_runner(&mut |runner| {
         pool.run_main(runner);
         // The I/O thread waits for the other runners, and these for the interpreter: it must be free meanwhile.
-        runner.park(&mut || served = io.take().is_some_and(|io| io.join().unwrap_or(false)));
+        runner.park(&mut || {
+            if let Some(Ok(ended)) = io.take().map(thread::JoinHandle::join) {
+                code = ended;
+            }
+        });
     });
     if let Some(access) = access {
         access.flush();
     }
     info!("Worker exiting (pid: {})", process::id());
-    i32::from(!served)
+    code
 }
 
-/// The I/O thread from its first line to its last. Returns whether all went well.
+/// The I/O thread from its first line to its last. Returns the worker's exit code.
 fn io_thread(
     context: WorkerContext,
     pool: &Arc<Pool>,
     app: Arc<dyn Application>,
     access: Option<Arc<AccessLog>>,
-) -> bool {
+) -> i32 {
     let shared = Arc::clone(&context.shared);
     let record = context.record;
     let served = serve(context, pool, app, access.clone());
+    let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
-        error!("the I/O thread failed: {error}");
+        let text = error.to_string();
+        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
     }
     // Runners finish what they have in hand, the main thread too, and `run` returns there.
     pool.close();
-    let patience = served.as_ref().copied().unwrap_or_default();
+    let patience = served.as_ref().copied().unwrap_or(Duration::from_millis(QUICK_STOP_MS));
     if !pool.join(Instant::now() + patience) {
         // Somebody is still in the application, and its time is over.
         warn!("Worker exiting (pid: {}) while a request is still in the application", process::id());
         if let Some(access) = access {
             access.flush();
         }
-        if let Some(record) = shared.record(record) {
+        // One that was never ready stays so: the master takes it for a worker that cannot boot.
+        if let Some(record) = shared.record(record)
+            && record.state() >= WorkerState::Ready
+        {
             record.set_state(WorkerState::Exited);
         }
-        process::exit_now(i32::from(served.is_err()));
+        process::exit_now(code);
     }
-    served.is_ok()
+    code
 }
 
 /// Opens the ring, accepts, and works until told to leave. Returns how long the runners have to finish.
@@ -281,15 +332,25 @@ fn serve(
     pool: &Arc<Pool>,
     app: Arc<dyn Application>,
     access: Option<Arc<AccessLog>>,
-) -> std_io::Result<Duration> {
+) -> Result<Duration, StartError> {
+    let failed = |error: std_io::Error| {
+        StartError::new(Exit::Start, format!("the I/O thread failed: {}", describe(&error)))
+    };
     // Signals are the main thread's: Python's handlers run there.
-    signal::block_all_in_this_thread()?;
+    signal::block_all_in_this_thread().map_err(failed)?;
     // Packets that arrive must not push the runner off the core that both share: measured 6.0 against 7.7
     // microseconds per request of a WSGI hello world.
     if let Err(error) = process::set_batch_scheduling() {
         debug!("cannot set SCHED_BATCH: {error}");
     }
-    let (driver, choice) = ring::open(context.settings.io)?;
+    let (driver, choice) = ring::open(context.settings.io).map_err(|error| match context.settings.io {
+        // It would fail again: that ends the start, instead of being tried for ever.
+        ring::Io::Uring => StartError::new(Exit::WorkerBoot, format!("io_uring is not available: {error}"))
+            .from(context.settings.source("io"))
+            .hint(format!("{ALLOW_URING}; or leave the choice to --io auto")),
+        _ => failed(error),
+    })?;
+    choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
     let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
@@ -299,7 +360,7 @@ fn serve(
     context.set_ready();
     let requests_max = requests_max(&context.settings);
     let WorkerContext { shared, record, mut signals, master_event, .. } = context;
-    signals.wake_through(waker.try_clone_fd()?);
+    signals.wake_through(waker.try_clone_fd().map_err(failed)?);
     let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };
     let left = io.run(&|| orders.stop(), &|now_ms, begun| {
         let Some(record) = shared.record(record) else { return };
@@ -313,7 +374,8 @@ fn serve(
                 signal::notify(master_event);
             }
         }
-    })?;
+    });
+    let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
 }
 
@@ -331,10 +393,10 @@ fn requests_max(settings: &Settings) -> u64 {
 /// The first worker says for all which backend serves, and why not the other.
 fn announce(context: &WorkerContext, choice: &Choice) {
     match &choice.reason {
+        // One line: collectors of logs take lines apart.
         Some(reason) if context.age == 1 => warn!(
-            "io_uring is not available ({reason}); serving with {}\n  hint: `sysctl kernel.io_uring_disabled=0`, or \
-             allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile; --io epoll is silent",
-            choice.name
+            "io_uring is not available ({reason}), serving with {}; to use it: {ALLOW_URING}; --io {} is silent",
+            choice.name, choice.name
         ),
         None if context.age == 1 => info!("Using I/O backend: {}", choice.name),
         _ => debug!("I/O backend: {}", choice.name),

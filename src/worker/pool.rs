@@ -2,13 +2,16 @@
 //!
 //! One queue, one lock. A runner takes one request at a time, and stays attached to the interpreter
 //! from one to the next. How many runners are awake is managed as the kernel manages the workers of
-//! its work queues: one while requests are quick, because threads that share an interpreter lock and a
-//! core only fight; another each time all of those awake turn out to be blocked (their CPU clocks stand
-//! still) while requests wait. A runner that finds, after a quick request, that others are awake too
-//! parks again.
+//! its work queues:
+//!
+//! - one while requests are quick, because threads that share an interpreter lock and a core only fight;
+//! - another each time requests wait and every runner with a request is blocked ([`Pool::supervise`]);
+//! - a runner that finishes a quick request and sees that others took requests meanwhile parks again: it
+//!   is one too many. If nobody did, the others are blocked, because this one held the interpreter lock all
+//!   the time, and it goes on.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,8 +35,17 @@ const COMPANY_NS: u64 = 30_000_000;
 struct Seat {
     parker: Parker,
     clock: Mutex<Option<ThreadClock>>,
-    /// When the request in hand was taken (monotonic nanoseconds); 0 between requests.
-    since_ns: AtomicU64,
+    /// Whether it has a request in hand.
+    at_work: AtomicBool,
+}
+
+/// A request taken from the queue.
+struct Turn {
+    exchange: Box<Exchange>,
+    /// Its number: how many were taken from the queue by then.
+    taken: u64,
+    /// No other runner is awake.
+    alone: bool,
 }
 
 struct Queue {
@@ -66,9 +78,10 @@ pub(super) struct Pool {
 #[derive(Default)]
 pub(super) struct Watch {
     taken: u64,
-    since: Option<Instant>,
-    cpu_ns: u64,
-    busy: Option<Instant>,
+    /// Since when no request was taken (monotonic nanoseconds).
+    still_ns: u64,
+    /// Since when somebody computes while requests wait.
+    busy_ns: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,6 +132,21 @@ impl Pool {
         waiting
     }
 
+    /// Takes the next request, for runners that a simulation plays on its own thread.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn take_next(&self) -> Option<Box<Exchange>> {
+        let mut queue = lock(&self.queue);
+        let exchange = queue.ready.pop_front()?;
+        queue.taken += 1;
+        Some(exchange)
+    }
+
+    /// Takes an exchange back that is done, as a runner does.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn give_back(&self, exchange: Box<Exchange>) {
+        lock(&self.queue).spare.push(exchange);
+    }
+
     /// Requests that wait for a runner.
     #[must_use]
     pub(super) fn waiting(&self) -> usize {
@@ -127,38 +155,31 @@ impl Pool {
 
     /// Called while requests wait, at least every millisecond: gives blocked runners company.
     ///
-    /// When no request was taken for a while, the clocks of the runners are read. Together they stood still, or
-    /// nearly, and nobody waits for a CPU: everybody is blocked. They ran: one interpreter lock lets one run at a
-    /// time, so another thread would add nothing - until one request has computed for [`COMPANY_NS`].
+    /// When no request was taken for a millisecond, the runners that have one are asked for their state. If all
+    /// wait for something (a database, a sleep), another is woken or started. If one runs, or lacks nothing but
+    /// the CPU, another would only fight with it - until the queue has stood still for [`COMPANY_NS`]: then
+    /// requests are stuck behind a long computation, and quick ones shall pass it.
     pub(super) fn supervise(self: &Arc<Self>, watch: &mut Watch, app: &Arc<dyn Application>) {
+        let now = clock::monotonic_ns();
         let queue = lock(&self.queue);
         if watch.taken != queue.taken || queue.ready.is_empty() || queue.closing {
-            // The queue moves: the usual case, and no clock is read.
-            *watch = Watch { taken: queue.taken, ..Watch::default() };
+            *watch = Watch { taken: queue.taken, still_ns: now, busy_ns: now };
             return;
         }
-        let now = Instant::now();
-        if watch.since.is_some_and(|since| now.duration_since(since).as_nanos() < u128::from(BLOCKING_NS / 2))
-        {
+        let all_out = queue.parked.is_empty() && queue.seats.len() >= self.threads_max;
+        if all_out || now - watch.still_ns < BLOCKING_NS {
             return;
         }
-        let clocks: Vec<ThreadClock> = queue.seats.iter().filter_map(|seat| *lock(&seat.clock)).collect();
+        // About 5 microseconds each, once in a millisecond in which nothing moves anyway.
+        let at_work = queue.seats.iter().filter(|seat| seat.at_work.load(Ordering::Relaxed));
+        let clocks: Vec<ThreadClock> = at_work.filter_map(|seat| *lock(&seat.clock)).collect();
         drop(queue);
-        let cpu_ns: u64 = clocks.iter().filter_map(|clock| clock.nanoseconds()).sum();
-        let (since, before_ns) = (watch.since.replace(now), std::mem::replace(&mut watch.cpu_ns, cpu_ns));
-        let Some(since) = since else {
-            watch.busy = Some(now);
-            return;
-        };
-        let wall_ns = u64::try_from(now.duration_since(since).as_nanos()).unwrap_or(u64::MAX);
-        let idle = cpu_ns.saturating_sub(before_ns) < wall_ns / 2;
-        let blocked = idle && !clocks.iter().any(|clock| clock.is_runnable());
-        let stuck =
-            watch.busy.is_some_and(|busy| now.duration_since(busy) >= Duration::from_nanos(COMPANY_NS));
-        if !blocked && !stuck {
+        watch.still_ns = now;
+        let running = clocks.iter().any(|clock| clock.is_runnable());
+        if running && now - watch.busy_ns < COMPANY_NS {
             return;
         }
-        watch.busy = Some(now);
+        watch.busy_ns = now;
         let mut queue = lock(&self.queue);
         if let Some(seat) = queue.wake() {
             drop(queue);
@@ -195,7 +216,7 @@ impl Pool {
         queue.seats.push(Arc::new(Seat {
             parker: Parker::new(),
             clock: Mutex::new(None),
-            since_ns: AtomicU64::new(0),
+            at_work: AtomicBool::new(false),
         }));
         queue.awake += 1;
         queue.alive += 1;
@@ -212,27 +233,23 @@ impl Pool {
     fn run(&self, index: usize, runner: &mut dyn Runner, main: bool) {
         let seat = Arc::clone(&lock(&self.queue).seats[index]);
         *lock(&seat.clock) = ThreadClock::of_current_thread().ok();
-        let mut done: Option<Box<Exchange>> = None;
-        // Whether the last request blocked: then this runner is not one too many.
-        let mut blocked = true;
-        while let Some((mut exchange, alone)) = self.take(index, &seat, runner, main, done.take(), blocked) {
-            // With company, the CPU clock (a system call) tells afterwards whether this request blocked.
-            let (wall, cpu) =
-                if alone { (clock::monotonic_ns(), 0) } else { (clock::monotonic_ns(), own_cpu_ns(&seat)) };
-            seat.since_ns.store(wall, Ordering::Relaxed);
+        let mut surplus = None;
+        let mut done = None;
+        while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
+            let Turn { mut exchange, taken, alone } = turn;
+            // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
+            let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
+            seat.at_work.store(true, Ordering::Relaxed);
             runner.run(&mut exchange);
             if !exchange.reply.is_finished() {
                 exchange.reply.fail(500, "");
             }
-            seat.since_ns.store(0, Ordering::Relaxed);
+            seat.at_work.store(false, Ordering::Relaxed);
             if let Some(access) = &self.access {
                 access.record(&exchange);
             }
             exchange.clear();
-            blocked = alone || {
-                let wall = clock::monotonic_ns() - wall;
-                wall > BLOCKING_NS && own_cpu_ns(&seat) - cpu < wall / 2
-            };
+            surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
             done = Some(exchange);
         }
         let mut queue = lock(&self.queue);
@@ -243,8 +260,8 @@ impl Pool {
         self.left.notify_all();
     }
 
-    /// The next request, and whether no other runner is awake; `None` when the pool closes. Parks while
-    /// there is no request.
+    /// The next request; `None` when the pool closes. Parks while there is none. `quick` is given by a runner
+    /// whose last request did not block, and was the one with that number.
     fn take(
         &self,
         index: usize,
@@ -252,19 +269,21 @@ impl Pool {
         runner: &mut dyn Runner,
         main: bool,
         done: Option<Box<Exchange>>,
-        blocked: bool,
-    ) -> Option<(Box<Exchange>, bool)> {
+        quick: Option<u64>,
+    ) -> Option<Turn> {
         let mut queue = lock(&self.queue);
         if let Some(exchange) = done
             && queue.spare.len() < SPARE_EXCHANGES_MAX
         {
             queue.spare.push(exchange);
         }
-        let mut surplus = !blocked && queue.awake > 1;
+        // Others took requests while this one held the interpreter for a quick one: one too many is awake.
+        let mut surplus =
+            quick.is_some_and(|taken| queue.taken != taken) && queue.awake > 1 && !queue.closing;
         loop {
             if !surplus && let Some(exchange) = queue.ready.pop_front() {
                 queue.taken += 1;
-                return Some((exchange, queue.awake == 1));
+                return Some(Turn { exchange, taken: queue.taken, alone: queue.awake == 1 });
             }
             if queue.closing && queue.ready.is_empty() {
                 return None;
@@ -326,6 +345,12 @@ impl Pool {
         }
         true
     }
+}
+
+/// Whether a request that began at this time and reading of the CPU clock has blocked.
+fn has_blocked(seat: &Seat, (wall_ns, cpu_ns): (u64, u64)) -> bool {
+    let wall_ns = clock::monotonic_ns() - wall_ns;
+    wall_ns > BLOCKING_NS && own_cpu_ns(seat) - cpu_ns < wall_ns / 2
 }
 
 fn own_cpu_ns(seat: &Seat) -> u64 {

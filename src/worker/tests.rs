@@ -14,7 +14,7 @@ use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
 use crate::config::Trusted;
-use crate::http::Policy;
+use crate::http::{Policy, ProxyMode};
 use crate::ring::{self, Accepting, Waker};
 
 type Handler = dyn Fn(&mut Exchange) + Send + Sync;
@@ -51,12 +51,15 @@ fn rules() -> Rules {
     Rules {
         policy: Policy::default(),
         trusted: Trusted::default(),
+        proxy_mode: ProxyMode::Off,
+        proxies: Trusted::default(),
         connections_max: 1000,
         body_buffer_bytes: 64 * 1024,
         first_byte_ms: 30_000,
         header_ms: 30_000,
         body_ms: 30_000,
         response_ms: 30_000,
+        keep_alive: true,
         keepalive_ms: 30_000,
         linger_ms: 2_000,
         graceful_ms: 10_000,

@@ -60,8 +60,9 @@ def start(
     logs = tmp_path_factory.mktemp("logs")
     count = itertools.count()
 
-    def run(app: str, *args: str, **options) -> Server:
-        return Server(command, [*args, app], log=logs / f"{next(count)}.log", **options)
+    def run(app: str | None, *args: str, **options) -> Server:
+        # Without an application the config file names it.
+        return Server(command, [*args, app] if app else args, log=logs / f"{next(count)}.log", **options)
 
     return run
 

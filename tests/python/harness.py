@@ -103,6 +103,8 @@ class Response:
 class Client:
     """One connection. Reads responses by their framing, strictly, and never a byte too many."""
 
+    status_line = re.compile(r"(HTTP/1\.[01]) (\d{3}) ?(.*)")
+
     def __init__(self, address: Address, timeout: float = PATIENCE, receive_buffer: int | None = None):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_STREAM)
@@ -142,7 +144,7 @@ class Client:
         text = self._read_past(b"\r\n\r\n")
         assert text.endswith(b"\r\n\r\n"), f"no whole response head: {text!r}"
         lines = text[:-4].decode("latin-1").split("\r\n")
-        match = re.fullmatch(r"(HTTP/1\.[01]) (\d{3}) ?(.*)", lines[0])
+        match = self.status_line.fullmatch(lines[0])
         assert match, f"not a status line: {lines[0]!r}"
         fields = []
         for line in lines[1:]:
@@ -359,6 +361,27 @@ class Server:
             assert "panicked" not in self.log(), self.log()
         finally:
             self.kill()
+
+
+def run_to_end(
+    command: Sequence[str],
+    *args: object,
+    cwd: Path = APPS,
+    env: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run a command that ends by itself; its exit code and all that it printed."""
+    done = subprocess.run(
+        [*command, *map(str, args)],
+        cwd=cwd,
+        env=clean_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+    assert "panicked" not in done.stdout, done.stdout
+    return done.returncode, done.stdout
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -390,3 +390,36 @@ def test_the_console_script_can_be_upgraded_too(tmp_path, io):
             load.stop()
     finally:
         site.kill()
+
+
+# --- the config file
+
+
+def test_a_config_file_is_run_again_and_its_hooks_are_called(serve, tmp_path):
+    """The number of workers and the environment change; settings that are wrong change nothing."""
+    config = tmp_path / "gunicorn.conf.py"
+    hooks = (
+        "def on_reload(server): server.log.info('on_reload called')\n"
+        "def nworkers_changed(server, new, old): server.log.info('workers: %s, were %s', new, old)\n"
+    )
+    config.write_text(hooks + "workers = 1\nraw_env = ['RELEASE=1', 'OLD=1']\n")
+    (tmp_path / "told.py").write_text(
+        "import os\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [f\"{os.environ.get('RELEASE')} {os.environ.get('OLD')}\".encode()]\n"
+    )
+    site = serve("told", "--config", str(config), cwd=tmp_path)
+    assert site.get("/").body == b"1 1"
+    old = set(site.workers(1))
+    config.write_text("workers = nonsense\n")
+    site.signal(signal.SIGHUP)
+    wait_until(lambda: "cannot reload, so the old settings stay" in site.log(), "the refusal")
+    assert site.get("/").body == b"1 1"
+    assert set(site.workers(1)) == old
+    config.write_text(hooks + "workers = 2\nraw_env = ['RELEASE=2']\n")
+    site.signal(signal.SIGHUP)
+    wait_until(lambda: "Reload complete" in site.log(), "the reload")
+    wait_until(lambda: not old & set(site.children()), "the end of the old worker")
+    assert {site.get("/").body for _ in range(20)} == {b"2 None"}
+    assert "on_reload called" in site.log() and "workers: 2, were 1" in site.log()

@@ -200,7 +200,9 @@ def test_a_request_that_never_ends_is_cut_off_when_the_grace_is_over(serve):
         wait_until(begun(site, "never"), "the request has begun")
         site.signal(signal.SIGTERM)
         assert site.wait() == 0
-        assert b"opened" not in client.read_to_end()
+        # Cut either way: the end of the stream or a reset, and never an answer.
+        with contextlib.suppress(ConnectionResetError):
+            assert client.read_to_end() == b""
 
 
 @pytest.mark.oracle_differs("gthread joins its threads")

@@ -10,40 +10,115 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use tracing::{debug, error};
 
+use super::confpy::Script;
+use super::hooks::{Hooks, UNCAUGHT};
 use super::loader;
 use super::object::detached;
 use super::wsgi::{Wsgi, traceback};
 use crate::config::cpus::Available;
-use crate::config::{self, Loaded, Settings, Sources, Value};
+use crate::config::{self, Loaded, Program, Settings, Sources, Value};
 use crate::error::{Exit, StartError};
 use crate::master::{Host, Launch, WorkerContext};
-use crate::sys::process::{self, Fork};
+use crate::sys::process::{self, Fork, Pid};
 use crate::worker;
 
+/// How the server calls itself.
+pub(super) const SERVER_SOFTWARE: &str = concat!("ringhorn/", env!("CARGO_PKG_VERSION"));
 /// The umask of a daemon; gunicorn's.
 const DAEMON_UMASK: u32 = 0o022;
 
 /// The interpreter that `_native.main` was called in.
 pub(super) struct PythonHost<'py> {
     py: Python<'py>,
-    launch: Launch,
-    /// The command line without the program's name.
-    argv: Vec<OsString>,
+    start: Start,
+    source: Source,
     /// The application, when it was loaded before the fork.
     application: Option<Py<PyAny>>,
+    hooks: Option<Hooks>,
+}
+
+/// How the server was started, and what with: read again at a reload.
+pub(super) struct Start {
+    pub(super) launch: Launch,
+    /// The command line without the program's name.
+    pub(super) argv: Vec<OsString>,
+    /// Settings of a program, when one started the server.
+    pub(super) program: Option<Program>,
+}
+
+impl Start {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// As [`config::load`].
+    pub(super) fn load(&self, py: Python<'_>) -> Result<Loaded, StartError> {
+        let sources = Sources {
+            args: &self.argv,
+            env: &|name| self.launch.variable(name).map(OsStr::to_owned),
+            directory: self.launch.directory.as_deref().unwrap_or(Path::new(".")),
+            cpus: &Available::of_this_process,
+            program: self.program.as_ref(),
+        };
+        config::load(&sources, Some(&mut Script(py)))
+    }
+}
+
+/// Where the application comes from.
+pub(super) enum Source {
+    /// What the settings name is imported.
+    Settings,
+    /// A program gave a function that loads it, such as `BaseApplication.wsgi`.
+    Loader(Py<PyAny>),
+}
+
+impl Source {
+    /// Loads the application.
+    ///
+    /// # Errors
+    /// It cannot be loaded: the exit code of the worker.
+    pub(super) fn load(&self, py: Python<'_>, settings: &Settings) -> Result<Py<PyAny>, StartError> {
+        match self {
+            Self::Settings => loader::load(py, &settings.app),
+            Self::Loader(load) => loader::load_from(py, load.bind(py), &settings.app),
+        }
+    }
 }
 
 impl<'py> PythonHost<'py> {
-    pub(super) fn new(py: Python<'py>, launch: Launch, argv: Vec<OsString>) -> Self {
-        Self { py, launch, argv, application: None }
+    pub(super) fn new(py: Python<'py>, start: Start, source: Source, hooks: Option<Hooks>) -> Self {
+        Self { py, start, source, application: None, hooks }
+    }
+
+    /// Calls a step of the hooks, if there are any.
+    fn step<'a>(
+        &self,
+        name: &str,
+        arguments: impl pyo3::call::PyCallArgs<'a>,
+        exit: Exit,
+    ) -> Result<(), StartError>
+    where
+        'py: 'a,
+    {
+        match &self.hooks {
+            Some(hooks) => hooks.call(self.py, name, arguments, exit),
+            None => Ok(()),
+        }
     }
 
     fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
         let settings = &context.settings;
+        // Once more, as in gunicorn: `post_fork` may have changed it.
+        set_environment(py, settings).map_err(|error| unusable(&error))?;
+        self.step("init_signals", (), Exit::WorkerBoot)?;
         let application = match &self.application {
             Some(application) => application.clone_ref(py),
-            None => loader::load(py, &settings.app)?,
+            None => self.source.load(py, settings)?,
+        };
+        self.step("post_worker_init", (&application,), Exit::WorkerBoot)?;
+        let hooks = match &self.hooks {
+            Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
+            None => None,
         };
         let errors = py
             .import("sys")
@@ -56,30 +131,38 @@ impl<'py> PythonHost<'py> {
             settings.workers > 1,
             script_name.into_encoded_bytes(),
             errors.unbind(),
+            hooks,
         ))
     }
 }
 
+fn unusable(error: &PyErr) -> StartError {
+    StartError::new(Exit::WorkerBoot, format!("cannot prepare Python: {error}"))
+}
+
 impl Host for PythonHost<'_> {
     fn launch(&self) -> Launch {
-        self.launch.clone()
+        self.start.launch.clone()
     }
 
     fn reload(&mut self, old: &Settings) -> Result<Settings, StartError> {
-        let new = match load(&self.launch, &self.argv)? {
+        let new = match self.start.load(self.py)? {
             Loaded::Run(settings) => *settings,
             Loaded::Print { .. } => return Ok(old.clone()),
         };
-        forget_environment(self.py, old, &self.launch)
+        forget_environment(self.py, old, &self.start.launch)
             .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
-        prepare(self.py, &new, &self.launch)?;
+        prepare(self.py, &new, &self.start.launch)?;
+        if self.hooks.is_none() {
+            self.hooks = Hooks::of(self.py, &new).map_err(|error| unusable(&error))?;
+        }
         Ok(new)
     }
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         // In the master this is a failed start, whatever failed (as in gunicorn).
         self.application =
-            Some(loader::load(self.py, &settings.app).map_err(|error| error.exiting(Exit::Start))?);
+            Some(self.source.load(self.py, settings).map_err(|error| error.exiting(Exit::Start))?);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
@@ -105,16 +188,67 @@ impl Host for PythonHost<'_> {
     }
 
     fn serve(&mut self, context: WorkerContext) -> i32 {
-        let code = match self.boot(&context) {
+        match self.boot(&context) {
             Ok(wsgi) => worker::run(context, Arc::new(wsgi)),
             Err(error) => {
                 let text = error.to_string();
                 error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
                 error.exit().code()
             }
-        };
+        }
+    }
+
+    fn nworkers_changed(&mut self, new: usize, old: Option<usize>) -> Result<(), StartError> {
+        // The first time it is part of the start.
+        let exit = if old.is_none() { Exit::Start } else { UNCAUGHT };
+        self.step("nworkers_changed", (new, old), exit)
+    }
+
+    fn on_starting(&mut self) -> Result<(), StartError> {
+        self.step("on_starting", (), Exit::Start)
+    }
+
+    fn when_ready(&mut self, addresses: &[String]) -> Result<(), StartError> {
+        self.step("when_ready", (addresses,), Exit::Start)
+    }
+
+    fn pre_fork(&mut self, age: u64) -> Result<(), StartError> {
+        self.step("pre_fork", (age,), UNCAUGHT)
+    }
+
+    fn forked(&mut self, pid: Pid) {
+        if let Some(hooks) = &self.hooks {
+            hooks.call_logged(self.py, "forked", (pid.as_raw_nonzero().get(),), "cannot note a worker");
+        }
+    }
+
+    fn child_exit(&mut self, pid: Pid) -> Result<(), StartError> {
+        self.step("child_exit", (pid.as_raw_nonzero().get(),), UNCAUGHT)
+    }
+
+    fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
+        let Some(hooks) = &self.hooks else { return Ok(()) };
+        hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
+        hooks.call(self.py, "on_reload", (), UNCAUGHT)
+    }
+
+    fn pre_exec(&mut self) -> Result<(), StartError> {
+        self.step("pre_exec", (), UNCAUGHT)
+    }
+
+    fn on_exit(&mut self) -> Result<(), StartError> {
+        self.step("on_exit", (), Exit::Start)
+    }
+
+    fn post_fork(&mut self) -> Result<(), StartError> {
+        self.step("post_fork", (), Exit::WorkerBoot)
+    }
+
+    fn worker_exit(&mut self) {
+        if let Some(hooks) = &self.hooks {
+            hooks.call_logged(self.py, "worker_exit", (), "Exception during worker exit");
+        }
         finish(self.py);
-        code
     }
 
     fn wait(&mut self, wait: &mut dyn FnMut()) {
@@ -146,10 +280,19 @@ pub(super) fn prepare(py: Python<'_>, settings: &Settings, launch: &Launch) -> R
     for directory in &settings.pythonpath {
         loader::prepend_path(py, directory).map_err(python)?;
     }
-    let environ = py.import("os").and_then(|os| os.getattr("environ")).map_err(python)?;
+    // Applications look there for the server that runs them, before the first request.
+    py.import("os")
+        .and_then(|os| os.getattr("environ"))
+        .and_then(|environ| environ.set_item("SERVER_SOFTWARE", SERVER_SOFTWARE))
+        .map_err(python)?;
+    set_environment(py, settings).map_err(python)
+}
+
+fn set_environment(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    let environ = py.import("os")?.getattr("environ")?;
     for (name, value) in &settings.raw_env {
         // Through Python, which keeps a copy of the environment of its own.
-        environ.set_item(name, value).map_err(python)?;
+        environ.set_item(name, value)?;
     }
     Ok(())
 }
@@ -190,20 +333,6 @@ pub(super) fn launch(py: Python<'_>) -> PyResult<Launch> {
         environ.call_method1("pop", (name, py.None()))?;
     }
     Ok(launch)
-}
-
-/// Reads the settings: from the same places at the start and at a reload.
-///
-/// # Errors
-/// As [`config::load`].
-pub(super) fn load(launch: &Launch, argv: &[OsString]) -> Result<Loaded, StartError> {
-    let sources = Sources {
-        args: argv,
-        env: &|name| launch.variable(name).map(OsStr::to_owned),
-        directory: launch.directory.as_deref().unwrap_or(Path::new(".")),
-        cpus: &Available::of_this_process,
-    };
-    config::load(&sources, None)
 }
 
 /// Goes to the background as gunicorn does (`daemon`): a session of its own, without a terminal, and

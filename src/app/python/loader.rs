@@ -57,6 +57,28 @@ pub(super) fn load(py: Python<'_>, spec: &str) -> Result<Py<PyAny>, StartError> 
     Ok(application.unbind())
 }
 
+/// Has a program load its application: `load` is called without arguments.
+///
+/// # Errors
+/// As those of [`load`]; [`Exit::AppLoad`] for an exception named `AppImportError`, as in gunicorn.
+pub(super) fn load_from(
+    py: Python<'_>,
+    load: &Bound<'_, PyAny>,
+    name: &str,
+) -> Result<Py<PyAny>, StartError> {
+    let fail =
+        |exit, what: String| StartError::new(exit, format!("cannot load application '{name}': {what}"));
+    let application = load.call0().map_err(|error| {
+        let named = error.get_type(py).name().is_ok_and(|name| name == "AppImportError");
+        let exit = if named { Exit::AppLoad } else { Exit::WorkerBoot };
+        fail(exit, error.value(py).to_string()).detail(traceback(py, &error))
+    })?;
+    if !application.is_callable() {
+        return Err(fail(Exit::AppLoad, format!("a {} cannot be called", application.get_type())));
+    }
+    Ok(application.unbind())
+}
+
 /// `name` or `name(literals)`.
 struct Expression<'py> {
     name: String,

@@ -1,6 +1,8 @@
 //! The Python side: the extension module `ringhorn._native`, the host that CPython is to the master, and
 //! WSGI on top of [`crate::app`]. The only PyO3 code.
 
+mod confpy;
+mod hooks;
 mod host;
 mod input;
 mod loader;
@@ -11,12 +13,18 @@ mod wsgi;
 use std::ffi::OsString;
 use std::io::Write;
 
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use self::host::PythonHost;
-use crate::config::{Loaded, Settings};
+use self::hooks::Hooks;
+use self::host::{PythonHost, Source, Start};
+use crate::config::settings::{self, SETTINGS};
+use crate::config::{self, Loaded, Program, Settings};
 use crate::error::{Exit, StartError};
-use crate::{master, observe};
+use crate::sys::signal::Signal;
+use crate::{master, observe, worker};
 
 /// Runs the server until it is told to stop, and returns the exit code of the process.
 ///
@@ -24,11 +32,37 @@ use crate::{master, observe};
 /// it must be the main thread of one without other threads.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
+    run(py, argv, None, Source::Settings)
+}
+
+/// Serves what the function `load` returns, or the application `name`, with the settings of a program and, unless it wants to be `alone`,
+/// those of the other sources, `argv` among them. Returns the exit code.
+#[pyfunction]
+fn serve(
+    py: Python<'_>,
+    load: Option<Py<PyAny>>,
+    name: Option<String>,
+    values: &Bound<'_, PyDict>,
+    argv: Vec<OsString>,
+    alone: bool,
+) -> PyResult<i32> {
+    let mut program = Program { values: Vec::new(), app: name, alone };
+    for (name, value) in values {
+        let name: String = name.extract()?;
+        let kind = settings::index_of(&name).map_or(settings::Kind::Any, |index| SETTINGS[index].kind);
+        let value = confpy::setting(kind, &value)?;
+        program.values.push((name, value));
+    }
+    Ok(run(py, argv, Some(program), load.map_or(Source::Settings, Source::Loader)))
+}
+
+fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: Source) -> i32 {
     let launch = match host::launch(py) {
         Ok(launch) => launch,
         Err(error) => return report(&StartError::new(Exit::Start, format!("cannot ask Python: {error}"))),
     };
-    let settings = match host::load(&launch, &argv) {
+    let start = Start { launch, argv, program };
+    let settings = match start.load(py) {
         Ok(Loaded::Run(settings)) => *settings,
         Ok(Loaded::Print { text, code }) => {
             // A reader that has gone away wants no more.
@@ -37,15 +71,15 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
         }
         Err(error) => return report(&error),
     };
-    if let Err(error) = host::prepare(py, &settings, &launch) {
+    if let Err(error) = host::prepare(py, &settings, &start.launch) {
         return report(&error);
     }
     if settings.check_config || settings.print_config {
-        return check(py, &settings);
+        return check(py, &settings, &source);
     }
     // An upgrade's new master is in the background already.
     if settings.daemon
-        && !launch.is_upgrade()
+        && !start.launch.is_upgrade()
         && let Err(error) = host::daemonize(py, &settings)
     {
         let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
@@ -58,18 +92,30 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
     for notice in &settings.notices {
         notice.log();
     }
-    master::run(settings, &mut PythonHost::new(py, launch, argv))
+    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings));
+    match hooks {
+        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
+        Err(error) => report(
+            &StartError::new(Exit::Start, format!("cannot prepare Python: {error}"))
+                .detail(wsgi::traceback(py, &error)),
+        ),
+    }
+}
+
+/// Lets Python's logger `gunicorn.error`, which applications borrow from gunicorn, write to the error log.
+fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    py.import("ringhorn._log")?.call_method1("install", (settings.loglevel.name(),)).map(drop)
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.
-fn check(py: Python<'_>, settings: &Settings) -> i32 {
+fn check(py: Python<'_>, settings: &Settings, source: &Source) -> i32 {
     if settings.print_config {
         let _ = std::io::stdout().write_all(settings.listing().as_bytes());
     }
     for notice in &settings.notices {
         eprintln!("{}", notice.text);
     }
-    match loader::load(py, &settings.app) {
+    match source.load(py, settings) {
         Ok(_) => Exit::Done.code(),
         Err(error) => {
             report(&error);
@@ -83,8 +129,94 @@ fn report(error: &StartError) -> i32 {
     error.exit().code()
 }
 
+/// Writes a line to the error log, at a level of Python's `logging`.
+#[pyfunction]
+fn log(level: i32, message: &str) {
+    match level {
+        50.. => crate::critical!("{message}"),
+        40.. => tracing::error!("{message}"),
+        30.. => tracing::warn!("{message}"),
+        20.. => tracing::info!("{message}"),
+        _ => tracing::debug!("{message}"),
+    }
+}
+
+/// Gives this process, a worker, a signal as if it had come from outside.
+#[pyfunction]
+fn signal_worker(number: i32) -> PyResult<()> {
+    let signal = Signal::from_named_raw(number).ok_or_else(|| PyValueError::new_err("no such signal"))?;
+    crate::sys::signal::inject(signal);
+    Ok(())
+}
+
+/// Whether this process is a worker that was told to leave.
+#[pyfunction]
+fn is_leaving() -> bool {
+    worker::is_leaving()
+}
+
+/// Requests that this process has begun to answer.
+#[pyfunction]
+fn requests() -> u64 {
+    wsgi::requests()
+}
+
+/// The default of every setting, by name.
+#[pyfunction]
+fn default_settings(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let defaults = Settings::default();
+    let values = PyDict::new(py);
+    for setting in SETTINGS {
+        values.set_item(setting.name, confpy::to_python(py, &setting.default.value())?)?;
+    }
+    values.set_item("workers", defaults.workers)?;
+    values.set_item("threads", defaults.threads)?;
+    Ok(values)
+}
+
+/// A value in the form in which setting `name` keeps it; `ValueError` when it is not valid, `TypeError` when
+/// there is no such setting.
+#[pyfunction]
+fn check_setting<'py>(py: Python<'py>, name: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let Some(index) = settings::index_of(name) else {
+        let similar = settings::similar_to(name).map(|name| format!("; did you mean {name}?"));
+        let what = format!("there is no setting {name}{}", similar.unwrap_or_default());
+        return Err(PyTypeError::new_err(what));
+    };
+    let kind = SETTINGS[index].kind;
+    let checked = config::check_value(name, confpy::setting(kind, value)?)
+        .map_err(|error| PyValueError::new_err(error.what().to_owned()))?;
+    confpy::to_python(py, &checked)?.into_bound_py_any(py)
+}
+
+/// Imports the application that `spec` names; `ImportError` when its code fails, `ValueError` when it has no
+/// such application.
+#[pyfunction]
+fn load_application(py: Python<'_>, spec: &str) -> PyResult<Py<PyAny>> {
+    loader::load(py, spec).map_err(|error| match error.exit() {
+        Exit::AppLoad => PyValueError::new_err(error.to_string()),
+        _ => PyImportError::new_err(error.to_string()),
+    })
+}
+
+/// The arguments that are no options.
+#[pyfunction]
+fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
+    config::positional(&argv).map_err(|error| PySystemExit::new_err(report(&error)))
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_function(wrap_pyfunction!(main, module)?)
+    module.add("SERVER_SOFTWARE", host::SERVER_SOFTWARE)?;
+    module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add_function(wrap_pyfunction!(serve, module)?)?;
+    module.add_function(wrap_pyfunction!(positional, module)?)?;
+    module.add_function(wrap_pyfunction!(log, module)?)?;
+    module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
+    module.add_function(wrap_pyfunction!(is_leaving, module)?)?;
+    module.add_function(wrap_pyfunction!(requests, module)?)?;
+    module.add_function(wrap_pyfunction!(default_settings, module)?)?;
+    module.add_function(wrap_pyfunction!(check_setting, module)?)?;
+    module.add_function(wrap_pyfunction!(load_application, module)?)
 }

@@ -5,8 +5,9 @@
 //! object that is used again as long as no application kept it; head and body of a short answer leave in
 //! one `send(2)`; the interpreter lock is held from one request to the next.
 
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyTypeError, PyValueError};
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 use tracing::{debug, error, warn};
 
+use super::hooks::RequestHooks;
 use super::input::Input;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
@@ -33,6 +35,8 @@ pub(super) struct Wsgi {
     /// The mount point from the environment variable `SCRIPT_NAME`.
     script_name: Vec<u8>,
     errors: Py<PyAny>,
+    /// `pre_request` and `post_request`, when one of them is set.
+    hooks: Option<RequestHooks>,
 }
 
 impl Wsgi {
@@ -42,8 +46,9 @@ impl Wsgi {
         multiprocess: bool,
         script_name: Vec<u8>,
         errors: Py<PyAny>,
+        hooks: Option<RequestHooks>,
     ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors }
+        Self { application, multithread, multiprocess, script_name, errors, hooks }
     }
 
     /// The part of the environ that is the same for every request on a listener.
@@ -375,6 +380,14 @@ impl<'py> Callables<'py> {
     }
 }
 
+/// Requests that this process has begun to answer. Only threads that are attached write it.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+
+/// Requests that this process has begun to answer.
+pub(super) fn requests() -> u64 {
+    REQUESTS.load(Ordering::Relaxed)
+}
+
 /// Runs WSGI requests on one thread.
 struct WsgiRunner<'a, 'py> {
     py: Python<'py>,
@@ -390,6 +403,8 @@ struct WsgiRunner<'a, 'py> {
     remote: (Box<str>, Bound<'py, PyString>),
     http10: Bound<'py, PyString>,
     http11: Bound<'py, PyString>,
+    /// The environ of the request in hand, for `post_request`.
+    environ: Option<Bound<'py, PyDict>>,
 }
 
 /// The usual methods, ready-made.
@@ -426,6 +441,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             remote: ("".into(), latin1(py, b"")),
             http10: intern_latin1(py, b"HTTP/1.0"),
             http11: intern_latin1(py, b"HTTP/1.1"),
+            environ: None,
         })
     }
 
@@ -491,14 +507,19 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             // gunicorn gives no port for a unix socket's peer.
             Peer::Unix => environ.del_item(intern!(py, "REMOTE_PORT"))?,
         }
+        if let Some(destination) = link.proxied_to() {
+            proxy_variables(&environ, destination)?;
+        }
         if request.head().scheme_override == Some(Scheme::Https) {
             environ.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "https"))?;
         }
         for (name, value) in request.fields() {
             let key = self.names.key(py, name);
             let value = latin1(py, value);
+            // Told by the count: equal values of one character are the same object.
+            let before = environ.len();
             let present = set_default(&environ, &key, &value)?;
-            if !present.is(&value) {
+            if environ.len() == before {
                 join_values(&environ, &key, &present, &value)?;
             }
         }
@@ -521,6 +542,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         length: Option<usize>,
     ) -> PyResult<()> {
         let environ = self.environ(&exchange.request, input, length)?;
+        REQUESTS.store(REQUESTS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if self.wsgi.hooks.is_some() {
+            self.environ = Some(environ.clone());
+        }
         let call = self.callables.call.get();
         call.reply.store(&raw mut exchange.reply, Ordering::Release);
         let answered =
@@ -581,6 +606,33 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         call.with(|reply| if reply.is_started() { Ok(()) } else { Err(never_started()) })
     }
 
+    fn serve(&mut self, exchange: &mut Exchange, input: &Bound<'py, PyAny>, length: Option<usize>) {
+        match self.answer(exchange, input, length) {
+            Ok(()) => exchange.reply.finish(),
+            Err(error) => self.fail(exchange, input, &error),
+        }
+    }
+
+    /// Answers between `pre_request` and `post_request`. A `pre_request` that fails fails the request, and
+    /// `post_request` is called whatever happened (as in gunicorn).
+    fn serve_between(
+        &mut self,
+        hooks: &RequestHooks,
+        exchange: &mut Exchange,
+        input: &Bound<'py, PyAny>,
+        length: Option<usize>,
+    ) {
+        let (req, called) = match hooks.before(self.py, exchange, input) {
+            Ok(called) => called,
+            Err(error) => return self.fail(exchange, input, &error),
+        };
+        match called {
+            Ok(()) => self.serve(exchange, input, length),
+            Err(error) => self.fail(exchange, input, &error),
+        }
+        hooks.after(self.py, &req, self.environ.take(), exchange);
+    }
+
     /// What remains to be said to the client, and to the log, when the application failed.
     fn fail(&self, exchange: &mut Exchange, input: &Bound<'py, PyAny>, error: &PyErr) {
         let py = self.py;
@@ -607,7 +659,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
 
 impl Runner for WsgiRunner<'_, '_> {
     fn run(&mut self, exchange: &mut Exchange) {
-        let py = self.py;
+        let (py, wsgi) = (self.py, self.wsgi);
         let mut length = None;
         let input = match std::mem::take(&mut exchange.request.body) {
             Body::Empty => Ok(self.no_input.clone()),
@@ -621,9 +673,9 @@ impl Runner for WsgiRunner<'_, '_> {
             }
         };
         match input {
-            Ok(input) => match self.answer(exchange, &input, length) {
-                Ok(()) => exchange.reply.finish(),
-                Err(error) => self.fail(exchange, &input, &error),
+            Ok(input) => match &wsgi.hooks {
+                None => self.serve(exchange, &input, length),
+                Some(hooks) => self.serve_between(hooks, exchange, &input, length),
             },
             Err(error) => {
                 error!("cannot make wsgi.input\n{}", traceback(py, &error));
@@ -707,6 +759,15 @@ fn join_values(
     let Some(first) = latin1_bytes(first) else { return Ok(()) };
     let separator: &[u8] = if latin1_bytes(key) == Some(b"HTTP_COOKIE") { b"; " } else { b"," };
     environ.set_item(key, latin1(environ.py(), &[first, separator, second].concat()))
+}
+
+/// What gunicorn tells of a PROXY header; the client itself is REMOTE_ADDR.
+fn proxy_variables(environ: &Bound<'_, PyDict>, destination: SocketAddr) -> PyResult<()> {
+    let py = environ.py();
+    let protocol = if destination.is_ipv4() { intern!(py, "TCP4") } else { intern!(py, "TCP6") };
+    environ.set_item(intern!(py, "PROXY_PROTOCOL"), protocol)?;
+    environ.set_item(intern!(py, "PROXY_ADDR"), destination.ip().to_string())?;
+    environ.set_item(intern!(py, "PROXY_PORT"), destination.port().to_string())
 }
 
 /// On a unix socket the client's idea of the server is all there is (as in gunicorn).

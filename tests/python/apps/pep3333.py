@@ -290,6 +290,14 @@ def wait(environ, start_response, rest, key):
 
 
 @route
+def wait_and_digest(environ, start_response, rest, key):
+    """Waits as /wait, and only then reads the body, as /digest."""
+    remember(key, "begun")
+    gate(key).wait(20)
+    return digest(environ, start_response, rest, "")
+
+
+@route
 def until_exists(environ, start_response, rest, key):
     """Answers when the file that the body names exists; one beside it tells that this has begun."""
     path = environ["wsgi.input"].read().decode()
@@ -336,6 +344,14 @@ def file(environ, start_response, rest, key):
 
     start_response("200 OK", fields)
     return wrapper(Watched(), 4096)
+
+
+@route
+def download(environ, start_response, rest, key):
+    """/download/PATH: the file, by wsgi.file_wrapper."""
+    path = "/" + rest
+    start_response("200 OK", [*TEXT, ("Content-Length", str(os.path.getsize(path)))])
+    return environ["wsgi.file_wrapper"](open(path, "rb"), 65536)
 
 
 # --- start_response

@@ -1,0 +1,349 @@
+"""What hooks of a config file are given: the server, its workers, requests and responses.
+
+The names are gunicorn's, as far as hooks in use need them. The work is done by the extension module, which
+makes one `Server` when there is a hook, and tells it what happens.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import Any, NoReturn
+
+from ringhorn import _native
+from ringhorn._config import Config
+from ringhorn._log import Logger
+
+
+class Server:
+    """gunicorn's arbiter as hooks know it: `server` in `when_ready(server)`."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.cfg = Config(settings)
+        self.log = Logger(self.cfg)
+        self.pid = os.getpid()
+        self.app = Application(self.cfg)
+        self.master_name = "Master"
+        self.master_pid = 0
+        self.reexec_pid = 0
+        self.worker_age = 0
+        self.LISTENERS: list[Listener] = []
+        self.WORKERS: dict[int, Worker] = {}
+        self.START_CTX = {"args": [sys.executable, *sys.argv], "cwd": os.getcwd(), 0: sys.executable}
+        self._workers: int | None = None
+        self._worker: Worker | None = None
+
+    @property
+    def address(self) -> list[Any]:
+        return self.cfg.address
+
+    @property
+    def timeout(self) -> float:
+        return self.cfg.timeout
+
+    @property
+    def proc_name(self) -> str:
+        return self.cfg.proc_name
+
+    @property
+    def num_workers(self) -> int | None:
+        return self._workers
+
+    @num_workers.setter
+    def num_workers(self, count: int) -> None:
+        step = count - (self._workers or 0)
+        if step not in (-1, 0, 1):
+            raise ValueError("num_workers can be changed by one at a time")
+        if step:
+            os.kill(self.pid, signal.SIGTTIN if step > 0 else signal.SIGTTOU)
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        try:
+            os.kill(pid, sig)
+        except ProcessLookupError:
+            # Its end is about to be noticed.
+            self.log.debug("worker (pid:%s) has ended already", pid)
+
+    def kill_workers(self, sig: int) -> None:
+        for pid in list(self.WORKERS):
+            self.kill_worker(pid, sig)
+
+    def reload(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
+
+    def reexec(self) -> None:
+        os.kill(self.pid, signal.SIGUSR2)
+
+    def stop(self, graceful: bool = True) -> None:
+        os.kill(self.pid, signal.SIGTERM if graceful else signal.SIGQUIT)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        if reason is not None:
+            self.log.error("Reason: %s", reason)
+        self.stop()
+
+    # --- steps of the master's life, called by the extension module
+
+    def _configure(self, settings: dict[str, Any]) -> None:
+        self.cfg = Config(settings)
+        self.log = Logger(self.cfg)
+
+    def _call(self, name: str, *args: object) -> None:
+        hook = self.cfg.settings[name].value
+        if hook is not None:
+            hook(*args)
+
+    def nworkers_changed(self, new: int, old: int | None) -> None:
+        self._workers = new
+        self._call("nworkers_changed", self, new, old)
+
+    def on_starting(self) -> None:
+        self._call("on_starting", self)
+
+    def on_reload(self) -> None:
+        self._call("on_reload", self)
+
+    def when_ready(self, addresses: list[str]) -> None:
+        self.LISTENERS = [Listener(address) for address in addresses]
+        self._call("when_ready", self)
+
+    def pre_fork(self, age: int) -> None:
+        self.worker_age = age
+        self._worker = Worker(self, age)
+        self._call("pre_fork", self, self._worker)
+
+    def forked(self, pid: int) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.pid = pid
+            self.WORKERS[pid] = worker
+
+    def child_exit(self, pid: int) -> None:
+        worker = self.WORKERS.pop(pid, None)
+        if worker is not None:
+            self._call("child_exit", self, worker)
+
+    def pre_exec(self) -> None:
+        self._call("pre_exec", self)
+
+    def on_exit(self) -> None:
+        self._call("on_exit", self)
+
+    # --- steps of a worker's life
+
+    def post_fork(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            worker.pid = os.getpid()
+            self._call("post_fork", self, worker)
+
+    def init_signals(self) -> None:
+        """Put Python handlers where a hook wants to hear of a signal. The application may replace them."""
+        if self.cfg.settings["worker_int"].value is not None:
+            signal.signal(signal.SIGINT, self._on_int)
+            signal.signal(signal.SIGQUIT, self._on_int)
+        if self.cfg.settings["worker_abort"].value is not None:
+            signal.signal(signal.SIGABRT, self._on_abort)
+
+    def post_worker_init(self, application: object) -> None:
+        worker = self._worker
+        if worker is not None:
+            worker.wsgi = worker.app.callable = application
+            self._call("post_worker_init", worker)
+            worker.booted = True
+
+    def worker_exit(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._call("worker_exit", self, worker)
+
+    def _on_int(self, number: int, frame: object) -> None:
+        self._tell("worker_int")
+        # What the server's own handler would have done.
+        _native.signal_worker(number)
+
+    def _on_abort(self, number: int, frame: object) -> NoReturn:
+        self._tell("worker_abort")
+        try:
+            self.worker_exit()
+        except Exception:
+            self.log.warning("Exception during worker exit:\n%s", traceback.format_exc())
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        # Threads that hang are the usual reason to be here: do not wait for them.
+        os._exit(1)
+
+    def _tell(self, name: str) -> None:
+        try:
+            self._call(name, self._worker)
+        except Exception:
+            self.log.exception("Exception in %s hook", name)
+
+
+class Application:
+    """`server.app` and `worker.app`: what is served."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.app_uri: str = cfg.settings["wsgi_app"].value
+        self.callable: Any = None
+
+    def wsgi(self) -> Any:
+        """Give the application; None in the master, which does not have it."""
+        return self.callable
+
+
+class Listener:
+    """An address that the server listens on."""
+
+    def __init__(self, address: str) -> None:
+        self._text = address
+        if address.startswith("unix:"):
+            self.cfg_addr: Any = address.removeprefix("unix:")
+        else:
+            host, _, port = address.rpartition("://")[2].rpartition(":")
+            self.cfg_addr = (host.strip("[]"), int(port))
+
+    def getsockname(self) -> Any:
+        return self.cfg_addr
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class Worker:
+    """gunicorn's worker as hooks know it. The master has one for each worker, a worker has its own."""
+
+    def __init__(self, server: Server, age: int) -> None:
+        self.age = age
+        self.pid: int | str = "[booting]"
+        self.ppid = server.pid
+        self.sockets = server.LISTENERS
+        self.app = server.app
+        self.cfg = server.cfg
+        self.log = server.log
+        self.timeout = server.cfg.timeout / 2
+        self.max_requests = server.cfg.max_requests or sys.maxsize
+        self.booted = False
+        self.aborted = False
+        self.reloader = None
+        self.wsgi: Any = None
+        self.tmp = Heartbeat()
+
+    @property
+    def alive(self) -> bool:
+        """Whether this worker goes on. False makes it leave after the requests in hand."""
+        return not _native.is_leaving()
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        if not alive and self.pid == os.getpid():
+            _native.signal_worker(signal.SIGTERM)
+
+    @property
+    def nr(self) -> int:
+        """Requests that this worker has begun to answer."""
+        return _native.requests() if self.pid == os.getpid() else 0
+
+    def notify(self) -> None:
+        """Do nothing: the server itself tells the master that this worker lives."""
+
+    def __str__(self) -> str:
+        return f"<Worker {self.pid}>"
+
+
+class Heartbeat:
+    """`worker.tmp`. The heartbeat is in shared memory and is the server's own business."""
+
+    def notify(self) -> None:
+        """Do nothing."""
+
+    def last_update(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Request:
+    """`req` of `pre_request` and `post_request`. A hook may keep attributes of its own on it."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        method: str,
+        uri: str,
+        path: str,
+        query: str,
+        version: tuple[int, int],
+        headers: list[tuple[str, str]],
+        scheme: str,
+        peer: tuple[str, int] | str,
+        body: Any,
+        keep_alive: bool,
+    ) -> None:
+        self.cfg = worker.cfg
+        self.method = method
+        self.uri = uri
+        self.path = path
+        self.query = query
+        self.version = version
+        self.headers = headers
+        self.scheme = scheme
+        self.remote_addr = self.peer_addr = peer
+        self.body = body
+        self.must_close = False
+        self._keep_alive = keep_alive
+
+    fragment = ""
+    proxy_protocol_info = None
+    unreader = None
+
+    @property
+    def trailers(self) -> list[tuple[str, str]]:
+        return []
+
+    def force_close(self) -> None:
+        """Close the connection after this request. Has an effect in `pre_request`."""
+        self.must_close = True
+
+    def should_close(self) -> bool:
+        return self.must_close or not self._keep_alive
+
+
+class Response:
+    """`resp` of `post_request`, as the application made it and as far as it was sent."""
+
+    def __init__(
+        self,
+        req: Request,
+        status: str | None,
+        status_code: int | None,
+        headers: list[tuple[str, str]],
+        sent: int,
+        response_length: int | None,
+        headers_sent: bool,
+        chunked: bool,
+        must_close: bool,
+    ) -> None:
+        self.req = req
+        self.status = status
+        self.status_code = status_code
+        self.headers = headers
+        self.sent = sent
+        self.response_length = response_length
+        self.headers_sent = headers_sent
+        self.chunked = chunked
+        self.must_close = must_close
+        self.version = _native.SERVER_SOFTWARE
+
+    sock = None
+
+    def should_close(self) -> bool:
+        return self.must_close

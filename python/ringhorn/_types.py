@@ -1,0 +1,81 @@
+"""The settings of `ringhorn.serve`, for type checkers. docs/settings.md says what each of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypedDict
+
+Text = str | Sequence[str]
+Hook = Callable[..., object] | str
+
+
+class Settings(TypedDict, total=False):
+    """What can be set. Everything may be left out."""
+
+    # Sockets
+    bind: Text
+    backlog: int
+    umask: int | str
+    # Workers
+    workers: int
+    worker_class: Literal["sync", "gthread"]
+    threads: int
+    worker_connections: int
+    timeout: float
+    graceful_timeout: float
+    keepalive: float
+    preload_app: bool
+    pin: bool
+    io: Literal["auto", "uring", "epoll"]
+    # Requests
+    limit_request_line: int
+    limit_request_fields: int
+    limit_request_field_size: int
+    limit_request_body: int | str
+    body_buffer: int | str
+    first_byte_timeout: float
+    header_timeout: float
+    body_timeout: float
+    response_timeout: float
+    linger_timeout: float
+    forwarded_allow_ips: Text
+    secure_scheme_headers: Mapping[str, str]
+    forwarder_headers: Text
+    proxy_protocol: Literal["off", "v1", "v2", "auto"] | bool
+    proxy_allow_ips: Text
+    header_map: Literal["drop", "refuse", "dangerous"]
+    permit_obsolete_folding: bool
+    strip_header_spaces: bool
+    permit_unconventional_http_method: bool
+    permit_unconventional_http_version: bool
+    casefold_http_method: bool
+    # Logs
+    accesslog: str
+    access_log_format: str
+    errorlog: str
+    loglevel: Literal["debug", "info", "warning", "error", "critical"]
+    # Process
+    chdir: str
+    pythonpath: Text
+    raw_env: Text
+    pidfile: str
+    user: int | str
+    group: int | str
+    initgroups: bool
+    proc_name: str
+    # Hooks
+    on_starting: Hook
+    on_reload: Hook
+    when_ready: Hook
+    pre_fork: Hook
+    post_fork: Hook
+    post_worker_init: Hook
+    worker_int: Hook
+    worker_abort: Hook
+    pre_exec: Hook
+    pre_request: Hook
+    post_request: Hook
+    child_exit: Hook
+    worker_exit: Hook
+    nworkers_changed: Hook
+    on_exit: Hook

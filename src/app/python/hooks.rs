@@ -1,0 +1,274 @@
+//! gunicorn's hooks: functions of the config file that are called at gunicorn's places, with objects that have
+//! the attributes people use there.
+//!
+//! Those objects are Python (`ringhorn._server`); nothing of this exists when the config file has no hook. The
+//! hooks around requests are called from here, and a runner without them does not notice.
+
+use pyo3::exceptions::PySystemExit;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use tracing::error;
+
+use super::confpy::to_python;
+use super::object::latin1;
+use super::wsgi::traceback;
+use crate::app::{Exchange, Peer, Request, Scheme};
+use crate::config::settings::{Kind, SETTINGS};
+use crate::config::{Settings, Value};
+use crate::error::{Exit, StartError};
+use crate::http::Version;
+
+/// What gunicorn exits with after an exception that nobody caught.
+const EXIT_UNCAUGHT: i32 = 255;
+
+/// The server as hooks see it.
+pub(super) struct Hooks {
+    server: Py<PyAny>,
+}
+
+impl Hooks {
+    /// The hooks of `settings`, if there are any.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub(super) fn of(py: Python<'_>, settings: &Settings) -> PyResult<Option<Self>> {
+        let set = SETTINGS.iter().filter(|setting| matches!(setting.kind, Kind::Hook(_)));
+        if set
+            .map(|setting| settings.value(setting.name))
+            .all(|value| matches!(value, Some((Value::None, _)) | None))
+        {
+            return Ok(None);
+        }
+        let server =
+            py.import("ringhorn._server")?.getattr("Server")?.call1((configuration(py, settings)?,))?;
+        Ok(Some(Self { server: server.unbind() }))
+    }
+
+    /// New settings, from a reload.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub(super) fn configure(&self, py: Python<'_>, settings: &Settings) -> PyResult<()> {
+        self.server.bind(py).call_method1("_configure", (configuration(py, settings)?,)).map(drop)
+    }
+
+    /// Runs a step of the server's life, and the hook that belongs to it.
+    ///
+    /// # Errors
+    /// What the hook raised. `exit` is how the process is to end then, unless the hook chose a code itself.
+    pub(super) fn call<'py>(
+        &self,
+        py: Python<'py>,
+        step: &str,
+        arguments: impl pyo3::call::PyCallArgs<'py>,
+        exit: Exit,
+    ) -> Result<(), StartError> {
+        match self.server.bind(py).call_method1(step, arguments) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(failure(py, step, &error, exit)),
+        }
+    }
+
+    /// As [`Hooks::call`], where a failure is logged and changes nothing.
+    pub(super) fn call_logged<'py>(
+        &self,
+        py: Python<'py>,
+        step: &str,
+        arguments: impl pyo3::call::PyCallArgs<'py>,
+        what: &str,
+    ) {
+        if let Err(error) = self.server.bind(py).call_method1(step, arguments) {
+            error!("{what}:\n{}", traceback(py, &error));
+        }
+    }
+
+    /// The hooks around requests, if they are set.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub(super) fn around_requests(
+        &self,
+        py: Python<'_>,
+        settings: &Settings,
+    ) -> PyResult<Option<RequestHooks>> {
+        let hook = |name: &str| match settings.value(name) {
+            Some((value @ Value::Object(object), _)) => {
+                to_python(py, value).map(|function| Some((function.unbind(), object.arity())))
+            }
+            _ => Ok(None),
+        };
+        let (pre, post) = (hook("pre_request")?, hook("post_request")?);
+        if pre.is_none() && post.is_none() {
+            return Ok(None);
+        }
+        let module = py.import("ringhorn._server")?;
+        Ok(Some(RequestHooks {
+            worker: self.server.bind(py).getattr("_worker")?.unbind(),
+            request: module.getattr("Request")?.unbind(),
+            response: module.getattr("Response")?.unbind(),
+            pre: pre.map(|(function, _)| function),
+            post: post.map(|(function, arity)| (function, arity.unwrap_or(4))),
+        }))
+    }
+}
+
+fn failure(py: Python<'_>, step: &str, error: &PyErr, exit: Exit) -> StartError {
+    if error.is_instance_of::<PySystemExit>(py) {
+        // As Python ends a program: no value is 0, a number is itself, anything else is 1.
+        let code = error.value(py).getattr("code").ok();
+        let code = code.map_or(1, |code| if code.is_none() { 0 } else { code.extract().unwrap_or(1) });
+        return StartError::new(Exit::Code(code), format!("the hook {step} left with code {code}"));
+    }
+    StartError::new(exit, format!("the hook {step} failed: {}", error.value(py))).detail(traceback(py, error))
+}
+
+/// How the master ends after a hook that failed in its main loop.
+pub(super) const UNCAUGHT: Exit = Exit::Code(EXIT_UNCAUGHT);
+
+/// Every setting with its value, as `cfg` has it.
+fn configuration<'py>(py: Python<'py>, settings: &Settings) -> PyResult<Bound<'py, PyDict>> {
+    let values = PyDict::new(py);
+    for setting in SETTINGS {
+        if let Some((value, _)) = settings.value(setting.name) {
+            values.set_item(setting.name, to_python(py, value)?)?;
+        }
+    }
+    values.set_item("workers", settings.workers)?;
+    values.set_item("threads", settings.threads)?;
+    values.set_item("wsgi_app", &settings.app)?;
+    // Names became numbers when the settings were read.
+    values.set_item("user", settings.user)?;
+    values.set_item("group", settings.group)?;
+    Ok(values)
+}
+
+/// `pre_request` and `post_request`, with what they are given.
+pub(super) struct RequestHooks {
+    worker: Py<PyAny>,
+    request: Py<PyAny>,
+    response: Py<PyAny>,
+    pre: Option<Py<PyAny>>,
+    /// The function and its number of parameters: 2, 3 or 4.
+    post: Option<(Py<PyAny>, usize)>,
+}
+
+impl RequestHooks {
+    /// Makes `req` and calls `pre_request`.
+    ///
+    /// # Errors
+    /// What Python raises while `req` is made.
+    pub(super) fn before<'py>(
+        &self,
+        py: Python<'py>,
+        exchange: &mut Exchange,
+        input: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyAny>, PyResult<()>)> {
+        let req = self.request(py, &exchange.request, input)?;
+        let called = match &self.pre {
+            Some(pre) => pre.bind(py).call1((&self.worker, &req)).map(drop),
+            None => Ok(()),
+        };
+        if req.getattr(intern!(py, "must_close")).is_ok_and(|close| close.is_truthy().unwrap_or(false)) {
+            exchange.reply.force_close();
+        }
+        Ok((req, called))
+    }
+
+    /// Calls `post_request`. `environ` is `None` when the application was not called.
+    pub(super) fn after<'py>(
+        &self,
+        py: Python<'py>,
+        req: &Bound<'py, PyAny>,
+        environ: Option<Bound<'py, PyDict>>,
+        exchange: &Exchange,
+    ) {
+        let Some((post, parameters)) = &self.post else { return };
+        let post = post.bind(py);
+        let called = || {
+            let response = match &environ {
+                Some(_) if *parameters > 3 => self.response(py, req, exchange)?,
+                _ => py.None().into_bound(py),
+            };
+            let environ = environ.unwrap_or_else(|| PyDict::new(py));
+            match parameters {
+                2 => post.call1((&self.worker, req)),
+                3 => post.call1((&self.worker, req, environ)),
+                _ => post.call1((&self.worker, req, environ, response)),
+            }
+        };
+        if let Err(error) = called() {
+            error!("Exception in post_request hook\n{}", traceback(py, &error));
+        }
+    }
+
+    fn request<'py>(
+        &self,
+        py: Python<'py>,
+        request: &Request,
+        input: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let headers = PyList::empty(py);
+        for (name, value) in request.fields() {
+            headers.append((latin1(py, &name.to_ascii_uppercase()), latin1(py, value)))?;
+        }
+        let peer = match request.link().peer() {
+            Peer::Inet { host, port, .. } => {
+                let port: u16 = port.parse().unwrap_or(0);
+                (&**host, port).into_pyobject(py)?.into_any()
+            }
+            Peer::Unix => latin1(py, b"").into_any(),
+        };
+        let minor = u8::from(request.version() == Version::Http11);
+        let scheme = if request.head().scheme_override == Some(Scheme::Https) { "https" } else { "http" };
+        let arguments = PyTuple::new(
+            py,
+            [
+                self.worker.bind(py).clone(),
+                latin1(py, request.method()).into_any(),
+                latin1(py, request.target()).into_any(),
+                latin1(py, request.path()).into_any(),
+                latin1(py, request.query()).into_any(),
+                (1_u8, minor).into_pyobject(py)?.into_any(),
+                headers.into_any(),
+                scheme.into_pyobject(py)?.into_any(),
+                peer,
+                input.clone(),
+                request.head().keep_alive.into_pyobject(py)?.to_owned().into_any(),
+            ],
+        )?;
+        self.request.bind(py).call1(arguments)
+    }
+
+    fn response<'py>(
+        &self,
+        py: Python<'py>,
+        req: &Bound<'py, PyAny>,
+        exchange: &Exchange,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let encoder = exchange.reply.encoder();
+        let headers = PyList::empty(py);
+        if let Some(length) = encoder.content_length() {
+            headers.append(("Content-Length", length.to_string()))?;
+        }
+        for (name, value) in encoder.fields() {
+            headers.append((latin1(py, name), latin1(py, value)))?;
+        }
+        let status = match encoder.status() {
+            [] => py.None().into_bound(py),
+            status => latin1(py, status).into_any(),
+        };
+        let code = if encoder.status_code() == 0 { None } else { Some(encoder.status_code()) };
+        self.response.bind(py).call1((
+            req,
+            status,
+            code,
+            headers,
+            encoder.body_bytes(),
+            encoder.content_length(),
+            encoder.head_sent(),
+            encoder.is_chunked(),
+            !encoder.keep_alive(),
+        ))
+    }
+}

@@ -1,0 +1,399 @@
+//! What was owed, and what came. Responses are read by rules of their own, stricter than any client's.
+
+use std::rc::Rc;
+
+use super::plan::{Asked, Ending, Part, Script, bytes_of};
+use super::runners::Runners;
+use crate::limits::DRAIN_BYTES_MAX;
+
+/// How a response's end is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Nothing,
+    Length(usize),
+    Chunked,
+    UntilClose,
+}
+
+/// A response as it came.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    status: u16,
+    http10: bool,
+    close: bool,
+    keep_alive: bool,
+    length: Option<usize>,
+    framing: Framing,
+    body: Vec<u8>,
+    interim: bool,
+}
+
+/// Reads the responses of one connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reader {
+    at: usize,
+    pub(super) answers: Vec<Answer>,
+    /// The head of the response that is not complete, and what came of its body.
+    partial: Option<Answer>,
+    /// Bytes of a head that is not complete.
+    in_head: bool,
+    /// `100 Continue` has come, and its response is not complete.
+    pub(super) interim: bool,
+}
+
+impl Reader {
+    /// Reads on in all that was `received`. `ended`: nothing more comes.
+    pub(super) fn advance(&mut self, received: &[u8], asked: &[Rc<Asked>], ended: bool) {
+        self.read(received, ended, &|index| asked.get(index).is_some_and(|asked| asked.is_head));
+    }
+
+    fn read(&mut self, received: &[u8], ended: bool, is_head: &dyn Fn(usize) -> bool) {
+        loop {
+            let rest = &received[self.at..];
+            self.partial = None;
+            self.in_head = false;
+            if rest.is_empty() {
+                return;
+            }
+            let Some(length) = memchr::memmem::find(rest, b"\r\n\r\n").map(|at| at + 4) else {
+                let start = b"HTTP/1.";
+                let seen = rest.len().min(start.len());
+                assert_eq!(rest[..seen], start[..seen], "not a response: {}", rest[..seen].escape_ascii());
+                self.in_head = true;
+                return;
+            };
+            let mut answer = head(&rest[..length], is_head(self.answers.len()));
+            if answer.status == 100 {
+                assert!(!self.interim, "two interim answers");
+                self.interim = true;
+                self.at += length;
+                continue;
+            }
+            answer.interim = self.interim;
+            let (used, complete) = body(&mut answer, &rest[length..], ended);
+            if !complete {
+                self.partial = Some(answer);
+                return;
+            }
+            self.interim = false;
+            self.at += length + used;
+            self.answers.push(answer);
+        }
+    }
+}
+
+fn head(bytes: &[u8], is_head: bool) -> Answer {
+    let text = std::str::from_utf8(bytes).expect("heads are ASCII here");
+    let mut lines = text.trim_end_matches("\r\n").split("\r\n");
+    let line = lines.next().unwrap_or_default();
+    let status = line.get(9..12).and_then(|code| code.parse().ok()).expect("a status line");
+    assert!(line.starts_with("HTTP/1.1 ") || line.starts_with("HTTP/1.0 "), "{line}");
+    assert_eq!(line.as_bytes().get(12), Some(&b' '), "{line}");
+    let mut answer = Answer {
+        status,
+        http10: line.starts_with("HTTP/1.0 "),
+        close: false,
+        keep_alive: false,
+        length: None,
+        framing: Framing::Nothing,
+        body: Vec::new(),
+        interim: false,
+    };
+    let (mut chunked, mut dates, mut servers) = (false, 0, 0);
+    for field in lines {
+        let (name, value) = field.split_once(": ").unwrap_or_else(|| panic!("not a field: {field}"));
+        match name {
+            "Content-Length" => {
+                assert!(answer.length.is_none(), "two lengths");
+                answer.length = Some(value.parse().expect("a length"));
+            }
+            "Transfer-Encoding" => {
+                assert!(value == "chunked" && !chunked);
+                chunked = true;
+            }
+            "Connection" => {
+                answer.close |= value == "close";
+                answer.keep_alive |= value == "keep-alive";
+            }
+            "Date" => dates += 1,
+            "Server" => servers += 1,
+            "Content-Type" => {}
+            other => panic!("an unknown field: {other}"),
+        }
+    }
+    if status == 100 {
+        assert_eq!(bytes, b"HTTP/1.1 100 Continue\r\n\r\n");
+        return answer;
+    }
+    assert!(status >= 200 && dates == 1 && servers == 1, "{text}");
+    assert!(!(chunked && answer.length.is_some()), "two framings: {text}");
+    assert!(!(chunked && answer.http10), "chunks for HTTP/1.0");
+    answer.framing = if is_head || matches!(status, 204 | 304) {
+        Framing::Nothing
+    } else if chunked {
+        Framing::Chunked
+    } else {
+        answer.length.map_or(Framing::UntilClose, Framing::Length)
+    };
+    answer
+}
+
+/// Reads the body; returns the bytes used, and whether it is complete.
+fn body(answer: &mut Answer, rest: &[u8], ended: bool) -> (usize, bool) {
+    match answer.framing {
+        Framing::Nothing => (0, true),
+        Framing::Length(length) => {
+            let there = length.min(rest.len());
+            answer.body.extend_from_slice(&rest[..there]);
+            (there, there == length)
+        }
+        Framing::UntilClose => {
+            answer.body.extend_from_slice(rest);
+            (rest.len(), ended)
+        }
+        Framing::Chunked => {
+            let mut at = 0;
+            loop {
+                let Some(end) = memchr::memmem::find(&rest[at..], b"\r\n") else { return (at, false) };
+                let digits = std::str::from_utf8(&rest[at..at + end]).expect("a chunk size");
+                let size = usize::from_str_radix(digits, 16).expect("a chunk size");
+                at += end + 2;
+                let there = size.min(rest.len() - at);
+                answer.body.extend_from_slice(&rest[at..at + there]);
+                let Some(behind) = rest.get(at + size..at + size + 2) else { return (at, false) };
+                assert_eq!(behind, b"\r\n", "a chunk without its end");
+                at += size + 2;
+                if size == 0 {
+                    return (at, true);
+                }
+            }
+        }
+    }
+}
+
+/// What becomes of the connection behind an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    Keep,
+    Close,
+    Reset,
+}
+
+/// The answer that is owed.
+#[derive(Debug)]
+struct Owed {
+    status: u16,
+    /// The server's own error page.
+    page: bool,
+    framing: Framing,
+    length: Option<usize>,
+    /// The part of the material that comes, whole or cut.
+    body: Part,
+    complete: bool,
+    /// Whether the head announces the close.
+    close: bool,
+    last: Last,
+}
+
+impl Owed {
+    fn page(status: u16) -> Self {
+        Self {
+            status,
+            page: true,
+            framing: Framing::Length(0),
+            length: None,
+            body: (0, 0),
+            complete: true,
+            close: true,
+            last: Last::Close,
+        }
+    }
+
+    fn to(asked: &Asked, runners: &Runners) -> Self {
+        let record = runners.record(asked.id);
+        let plan = &asked.plan;
+        let (fails_at, status) = match record.failed {
+            Some((at, status)) => (Some(at), status),
+            None => (plan.fails_at, 500),
+        };
+        if fails_at == Some(0) {
+            return Self::page(status);
+        }
+        let total: usize = plan.pieces.iter().sum();
+        let known = plan.total_known || plan.pieces.is_empty() || plan.file.is_some();
+        let length = plan.declared.or(known.then_some(total));
+        let (framing, length) = match plan.status {
+            204 => (Framing::Nothing, None),
+            205 => (Framing::Length(0), Some(0)),
+            _ if plan.status == 304 || asked.is_head => (Framing::Nothing, plan.declared),
+            _ => match length {
+                Some(length) => (Framing::Length(length), Some(length)),
+                None if asked.http10 => (Framing::UntilClose, None),
+                None => (Framing::Chunked, None),
+            },
+        };
+        let framing = if asked.is_head { Framing::Nothing } else { framing };
+        let failed = fails_at.is_some_and(|at| at <= plan.pieces.len());
+        let pieces = fails_at.map_or(&plan.pieces[..], |at| &plan.pieces[..at.min(plan.pieces.len())]);
+        let sent: usize = pieces.iter().sum();
+        let (bytes, mut complete) = match framing {
+            Framing::Nothing => (0, true),
+            Framing::Length(length) => (sent.min(length), sent >= length),
+            Framing::Chunked | Framing::UntilClose => (sent, !failed),
+        };
+        let keep = asked.keep_alive && !plan.closes && framing != Framing::UntilClose;
+        let mut last = if keep && complete && !failed { Last::Keep } else { Last::Close };
+        if framing == Framing::UntilClose && failed {
+            last = Last::Reset;
+        }
+        if let Some(lacking) = plan.file
+            && !pieces.is_empty()
+            && bytes > plan.pieces[0] - lacking
+        {
+            (complete, last) = (false, Last::Reset);
+        }
+        Self {
+            status: plan.status,
+            page: false,
+            framing,
+            length,
+            body: (plan.start, bytes),
+            complete,
+            close: !keep,
+            last,
+        }
+    }
+}
+
+/// What is known of a connection's end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) ended: bool,
+    pub(super) reset: bool,
+    /// The client, or the order to leave, broke it.
+    pub(super) broken: bool,
+    /// The worker was told to leave meanwhile.
+    pub(super) stopped: bool,
+}
+
+fn compare(answer: &Answer, owed: &Owed, asked: Option<&Asked>, end: End) {
+    let what = || format!("{answer:?}\nowed {owed:?}\nfor {:?}", asked.map(|asked| (asked.id, &asked.plan)));
+    assert_eq!(answer.status, owed.status, "status: {}", what());
+    if owed.page {
+        assert!(answer.close, "{}", what());
+        assert!(matches!(answer.framing, Framing::Length(_) | Framing::Nothing), "{}", what());
+        return;
+    }
+    assert_eq!(answer.framing, owed.framing, "{}", what());
+    assert_eq!(answer.length, owed.length, "{}", what());
+    assert!(answer.close == owed.close || (end.stopped && answer.close), "{}", what());
+    if let Some(asked) = asked {
+        assert_eq!(answer.http10, asked.http10, "{}", what());
+        assert_eq!(answer.keep_alive, asked.http10 && !answer.close, "{}", what());
+        assert!(asked.expects || !answer.interim, "100 Continue for nobody: {}", what());
+    }
+    assert!(bytes_of(owed.body).starts_with(&answer.body), "body: {}", what());
+}
+
+/// Compares the answers to a script with what was owed.
+pub(super) fn judge(reader: &Reader, script: &Script, runners: &Runners, end: End) {
+    let cut_short = matches!(script.ending, Ending::InBody(_));
+    let whole = script.asked.len() - usize::from(cut_short);
+    // Whether the connection was to end behind the last answer, or could.
+    let (mut over, mut may_be_over) = (false, false);
+    let all = reader.answers.iter().map(|answer| (answer, true));
+    let all = all.chain(reader.partial.iter().map(|answer| (answer, false)));
+    let mut count = 0;
+    for (index, (answer, complete)) in all.enumerate() {
+        assert!(!over, "an answer behind the last one: {answer:?}");
+        count = index + 1;
+        let asked = script.asked.get(index).map(|asked| &**asked);
+        let owed = match asked {
+            // A body that never became complete, refused before anybody ran the request.
+            Some(asked) if index >= whole && runners.record(asked.id).runs == 0 => {
+                Owed::page(if script.ending == Ending::InBody(true) { 408 } else { 400 })
+            }
+            Some(asked) => {
+                assert_eq!(runners.record(asked.id).runs, 1, "request {index} was never run");
+                Owed::to(asked, runners)
+            }
+            None => refusal(script.ending, answer),
+        };
+        compare(answer, &owed, asked, end);
+        if complete {
+            assert!(owed.complete, "a cut answer looks complete: {answer:?}\n{owed:?}");
+            assert!(owed.page || answer.body.len() == owed.body.1, "{answer:?}\n{owed:?}");
+        } else if !end.broken {
+            assert!(!owed.complete || end.reset, "an answer was cut: {answer:?}\n{owed:?}");
+            assert!(
+                end.reset || answer.body.len() == owed.body.1,
+                "bytes before the cut are missing: {answer:?}\n{owed:?}"
+            );
+            assert!(owed.last != Last::Reset || end.reset, "the cut cannot be seen: {answer:?}");
+        }
+        over = owed.last != Last::Keep || answer.close || index >= whole || (!complete && !end.reset);
+        may_be_over = asked.is_some_and(|asked| {
+            runners.record(asked.id).left_unread && asked.body.1 as u64 >= DRAIN_BYTES_MAX
+        });
+    }
+    if end.broken {
+        return;
+    }
+    if end.reset && !over {
+        // A reset takes with it what is on its way: the answer that it cuts, and even some before it.
+        let mut behind = script.asked.iter().skip(count);
+        let cut = |asked: &Asked| {
+            runners.record(asked.id).runs == 1 && Owed::to(asked, runners).last == Last::Reset
+        };
+        assert!(behind.any(|asked| cut(asked)), "a reset instead of answer {count}");
+        return;
+    }
+    assert!(!reader.in_head, "a head was cut");
+    assert!(end.ended || (over && end.reset) || (end.stopped && count == 0), "the connection has no end");
+    if over || may_be_over {
+        return;
+    }
+    if end.stopped {
+        // What was not taken on is not answered; what was, is.
+        let mut behind = script.asked.iter().skip(count);
+        assert!(
+            behind.all(|asked| runners.record(asked.id).runs == 0),
+            "a request that was taken on has no answer"
+        );
+        return;
+    }
+    assert!(count >= whole, "answers are missing: {count} of {whole} have come");
+    match script.ending {
+        Ending::Garbage | Ending::InBody(_) => panic!("the broken request has no answer"),
+        _ => {}
+    }
+}
+
+/// The answer to what is no request.
+fn refusal(ending: Ending, answer: &Answer) -> Owed {
+    match ending {
+        Ending::Garbage => {
+            assert!((400..=505).contains(&answer.status), "{answer:?}");
+            Owed::page(answer.status)
+        }
+        Ending::InHead(true) => Owed::page(408),
+        _ => panic!("an answer that nobody has asked for: {answer:?}"),
+    }
+}
+
+/// Compares the answers to unknown bytes with what runners have answered.
+pub(super) fn judge_raw(reader: &mut Reader, received: &[u8], runners: &Runners, end: End) {
+    let heads = &runners.unplanned;
+    reader.read(received, end.ended, &|index| heads.get(index).copied().unwrap_or(false));
+    for (index, answer) in reader.answers.iter().enumerate() {
+        let page = (400..=505).contains(&answer.status) && answer.close;
+        let last = index + 1 == reader.answers.len();
+        assert!(page && last || index < heads.len() && answer.status == 200, "{answer:?}");
+        assert!(!answer.close || last, "an answer behind the last one");
+        if !page && !heads[index] {
+            assert_eq!(answer.body, bytes_of((0, 10)));
+        }
+    }
+    assert!(reader.answers.len() >= heads.len(), "answers are missing");
+    assert!(reader.partial.is_none() && !reader.in_head && !end.reset, "an answer was cut");
+}

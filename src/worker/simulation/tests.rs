@@ -1,0 +1,337 @@
+//! Seeds, and scripts for what they have found. Each script runs under many seeds, because the network's cuts
+//! and the runners' order decide whether it hits.
+
+use super::plan::{Action, Asked, Read};
+use super::*;
+
+/// Runs of an ordinary test. `RINGHORN_SIM_SEEDS` asks for more.
+const SEEDS: u64 = 300;
+
+/// Runs of a script.
+const SCRIPT_SEEDS: u64 = 60;
+
+const BUFFER: usize = 8_192;
+
+fn with_seed(seed: u64, run: impl Fn(u64) + std::panic::RefUnwindSafe) {
+    let outcome = std::panic::catch_unwind(|| run(seed));
+    assert!(outcome.is_ok(), "seed {seed} breaks a promise: `RINGHORN_SIM_SEED={seed}` repeats it");
+}
+
+#[test]
+fn every_client_gets_exactly_what_it_is_owed_under_every_seed() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = number("RINGHORN_SIM_SEED") {
+        return run(seed);
+    }
+    let first = number("RINGHORN_SIM_FIRST").unwrap_or(0);
+    for seed in first..first + number("RINGHORN_SIM_SEEDS").unwrap_or(SEEDS) {
+        with_seed(seed, run);
+    }
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    let turns = |seed| {
+        let mut world = World::new(seed, 2, BUFFER, 100);
+        world.connect(Script::roll(&mut Dice(seed), &mut 0, BUFFER));
+        world.run();
+        (world.turns, world.network.now_ms())
+    };
+    for seed in 0..20 {
+        assert_eq!(turns(seed), turns(seed));
+    }
+}
+
+fn get(id: u32, plan: Plan) -> Asked {
+    let head = format!("GET /r/{id} HTTP/1.1\r\nHost: a\r\n\r\n");
+    Asked {
+        id,
+        http10: false,
+        is_head: false,
+        keep_alive: true,
+        expects: false,
+        body: (0, 0),
+        announced_large: false,
+        head: head.into_bytes(),
+        wire: Vec::new(),
+        plan,
+    }
+}
+
+fn post(id: u32, length: usize, plan: Plan) -> Asked {
+    let head = format!("POST /r/{id} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    Asked {
+        body: (0, length),
+        announced_large: length > BUFFER,
+        head: head.into_bytes(),
+        wire: material()[..length].to_vec(),
+        ..get(id, plan)
+    }
+}
+
+fn expecting(asked: Asked) -> Asked {
+    let mut head = asked.head.clone();
+    head.splice(head.len() - 2.., *b"Expect: 100-continue\r\n\r\n");
+    Asked { head, expects: true, ..asked }
+}
+
+/// Answers with these pieces, in chunks.
+fn pieces(pieces: &[usize]) -> Plan {
+    Plan { declared: None, pieces: pieces.to_vec(), ..Plan::plain() }
+}
+
+/// Sends the whole request at once.
+fn send(asked: &Asked) -> Action {
+    Action::Send([&asked.head[..], &asked.wire].concat())
+}
+
+/// Plays one client's script under many seeds; `inspect` sees each world at its end.
+fn play(asked: impl Fn() -> Vec<Asked>, actions: impl Fn(&[Asked]) -> Vec<Action>, inspect: impl Fn(&World)) {
+    for seed in 0..SCRIPT_SEEDS {
+        let asked = asked();
+        let actions = actions(&asked);
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        trace!("seed {seed}");
+        world.connect(Script::written(asked, actions));
+        world.run();
+        inspect(&world);
+    }
+}
+
+#[test]
+fn an_interim_answer_waits_behind_a_full_socket() {
+    play(
+        || vec![get(0, pieces(&[48_000])), expecting(post(1, 100, Plan::plain()))],
+        |asked| {
+            let (head, body) = (asked[1].head.clone(), asked[1].wire.clone());
+            vec![
+                send(&asked[0]),
+                Action::Send(head),
+                Action::AwaitContinue(1),
+                Action::Send(body),
+                Action::HalfClose,
+            ]
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn a_refusal_waits_behind_a_full_socket() {
+    // `play` compares with an orderly end; here the last answer is the server's own.
+    for seed in 0..SCRIPT_SEEDS {
+        let asked = get(0, pieces(&[48_000]));
+        let actions = vec![send(&asked), Action::Send(b"GET /\r\n\r\n".to_vec())];
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        world.connect(Script { ending: plan::Ending::Garbage, ..Script::written(vec![asked], actions) });
+        world.run();
+    }
+}
+
+#[test]
+fn no_interim_answer_inside_an_answer() {
+    let late = || Plan { reads_late: true, ..pieces(&[100, 20]) };
+    play(
+        || vec![expecting(post(0, 20_000, late()))],
+        |asked| {
+            let (head, body) = (asked[0].head.clone(), asked[0].wire.clone());
+            vec![Action::Send(head), Action::AwaitContinue(0), Action::Send(body), Action::HalfClose]
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn body_bytes_behind_an_unsent_answer_wait_for_its_end() {
+    // Without its fix the I/O thread spins for ever.
+    let careless = || Plan { read: Read::Nothing, ..pieces(&[150_000]) };
+    play(
+        || vec![expecting(post(0, 60_000, careless())), get(1, Plan::plain())],
+        |asked| {
+            let (head, body) = (asked[0].head.clone(), asked[0].wire.clone());
+            // It neither waits for permission nor reads before it has sent everything.
+            vec![Action::Send(head), Action::Wait(50), Action::Send(body), send(&asked[1]), Action::HalfClose]
+        },
+        |_| (),
+    );
+}
+
+#[test]
+fn a_client_that_reads_but_stops_to_send_does_not_hold_its_runner() {
+    let late = || Plan { reads_late: true, ..pieces(&[150_000, 10]) };
+    for seed in 0..SCRIPT_SEEDS {
+        let asked = expecting(post(0, 30_000, late()));
+        let (head, cut) = (asked.head.clone(), asked.wire[..5_000].to_vec());
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let actions = vec![Action::Send(head), Action::Wait(50), Action::Send(cut)];
+        let script = Script::written(vec![asked], actions);
+        world.connect(Script { ending: plan::Ending::InBody(true), appetite: 500, ..script });
+        world.run();
+        assert_eq!(world.runners.borrow().record(0).failed, Some((1, 408)), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_an_answer_that_was_partly_queued() {
+    // The end of the script waits for the server's close; `World::step` bounds the wait.
+    let mut lengths = vec![60_000];
+    lengths.resize(100, 1);
+    play(|| vec![get(0, pieces(&lengths))], |asked| vec![send(&asked[0]), Action::AwaitAnswers(1)], |_| ());
+}
+
+#[test]
+fn receiving_goes_on_behind_a_full_pipeline() {
+    let many = || {
+        let slow = Plan { delay_ms: 1_000, ..Plan::plain() };
+        let mut all = vec![get(0, slow)];
+        // More than the pipeline holds, the last part of it in a body.
+        for id in 1..10 {
+            all.push(post(id, if id == 9 { 7_000 } else { 8_000 }, Plan::plain()));
+        }
+        all.push(get(10, Plan::plain()));
+        all
+    };
+    play(
+        many,
+        |asked| asked.iter().map(send).chain([Action::AwaitAnswers(11), Action::HalfClose]).collect(),
+        |_| (),
+    );
+}
+
+#[test]
+fn a_cut_body_behind_another_request_is_refused_at_once() {
+    for seed in 0..SCRIPT_SEEDS {
+        let slow = Plan { delay_ms: 1_000, ..Plan::plain() };
+        let (first, second) = (get(0, slow), post(1, 100, Plan::plain()));
+        let cut = [&second.head[..], &second.wire[..50]].concat();
+        let actions = vec![send(&first), Action::Send(cut), Action::HalfClose];
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let script = Script::written(vec![first, second], actions);
+        world.connect(Script { ending: plan::Ending::InBody(false), ..script });
+        let start_ms = world.network.now_ms();
+        while world.io.connections() > 0 || world.network.now_ms() == start_ms {
+            assert!(world.step());
+        }
+        assert!(world.network.now_ms() < start_ms + 2_000, "seed {seed}");
+        world.run();
+    }
+}
+
+#[test]
+fn what_follows_a_damaged_body_is_never_a_request() {
+    for seed in 0..SCRIPT_SEEDS {
+        let head = b"POST /r/0 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2710\r\n";
+        let body = vec![b'x'; 10_000];
+        let behind = b"no end of a chunk\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let bytes = [&head[..], &body, behind, behind, behind].concat();
+        world.connect(Script::raw(&bytes, &mut Dice(seed), false));
+        world.run();
+        // None, when the damage came before the body had to be streamed.
+        assert!(world.runners.borrow().unplanned.len() <= 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_crowded_worker_stays_closed_when_accepting_is_tried_again() {
+    for seed in 0..SCRIPT_SEEDS {
+        let mut world = World::new(seed, 1, BUFFER, 2);
+        let connect = |world: &mut World, id| {
+            let asked = get(id, Plan { delay_ms: 3_000, ..Plan::plain() });
+            let actions = vec![send(&asked), Action::AwaitAnswers(1), Action::HalfClose];
+            world.connect(Script { door: 1, ..Script::written(vec![asked], actions) });
+        };
+        world.network.fail_accept(0, libc::EMFILE);
+        (0..2).for_each(|id| connect(&mut world, id));
+        while world.io.connections() < 2 {
+            assert!(world.step());
+        }
+        (2..6).for_each(|id| connect(&mut world, id));
+        let full_ms = world.network.now_ms();
+        while world.network.now_ms() < full_ms + 2_000 {
+            assert!(world.step());
+            assert_eq!(world.io.connections(), 2, "seed {seed}");
+        }
+        world.run();
+    }
+}
+
+/// A slot's wheel has one entry. The entry of an earlier user fires first, and must not be taken for the
+/// deadline of the one who uses the slot now, nor take that deadline away.
+#[test]
+fn the_deadline_of_a_slots_new_user_fires_after_an_entry_of_the_old_one() {
+    for seed in 0..SCRIPT_SEEDS {
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let first = get(0, Plan::plain());
+        // It leaves an entry for its idle time (5 s) behind, the next user's first byte is due after 21 s.
+        let actions = vec![send(&first), Action::AwaitAnswers(1), Action::HalfClose];
+        world.connect(Script::written(vec![first], actions));
+        let start_ms = world.network.now_ms();
+        while world.clients[0].next_ms() != u64::MAX || world.io.connections() > 0 || world.turns < 3 {
+            assert!(world.step());
+        }
+        world.connect(Script::written(Vec::new(), Vec::new()));
+        while world.io.connections() == 0 {
+            assert!(world.step());
+        }
+        let connected_ms = world.network.now_ms();
+        assert!(connected_ms < start_ms + 5_000);
+        while world.io.connections() > 0 {
+            assert!(world.step());
+        }
+        let lived_ms = world.network.now_ms() - connected_ms;
+        assert!((21_000..22_000).contains(&lived_ms), "seed {seed}: closed after {lived_ms} ms");
+        world.run();
+    }
+}
+
+/// As a fuzzer would, but with requests that are nearly right.
+#[test]
+fn whatever_a_client_says_the_worker_survives() {
+    let words: [&[u8]; 16] = [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\nExpect: 100-continue\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"hello",
+        &[b'x'; 3_000],
+        b"800\r\n",
+        b"\r\n",
+        b"Connection: close\r\n",
+        b"Host: a\r\n",
+        b"GET ",
+        b"\0",
+    ];
+    for seed in 0..1_000_u64 {
+        let mut dice = Dice(seed);
+        let mut data = vec![dice.roll() as u8, dice.roll() as u8];
+        for _ in 0..dice.below(8) {
+            data.extend_from_slice(words[dice.below(words.len())]);
+        }
+        if dice.one_in(3) {
+            let at = dice.below(data.len());
+            data[at] = dice.roll() as u8;
+        }
+        let outcome = std::panic::catch_unwind(|| fuzz_connection(&data));
+        assert!(outcome.is_ok(), "seed {seed}: {}", data.escape_ascii());
+    }
+}
+
+#[test]
+fn an_answer_until_close_that_leaving_cuts_does_not_look_complete() {
+    for seed in 0..SCRIPT_SEEDS {
+        let asked = get(0, pieces(&[150_000]));
+        let head = b"GET /r/0 HTTP/1.0\r\n\r\n".to_vec();
+        let asked = Asked { http10: true, keep_alive: false, head, ..asked };
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        let actions = vec![send(&asked)];
+        world.connect(Script { appetite: 500, ..Script::written(vec![asked], actions) });
+        world.stop = Some((40, Stop::Quick));
+        world.run();
+        assert!(world.cut_off, "seed {seed}: the script is too quick");
+    }
+}

@@ -1,0 +1,489 @@
+"""gunicorn's hooks: when they are called, with what, and what becomes of those that fail."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harness import APPS, Server, run_to_end, serving, wait_until
+
+pytestmark = pytest.mark.ringhorn_only
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "--no-control-socket", "-k", "gthread"]
+
+# Everything a hook is given, in a form that is the same for both servers.
+RECORDING = """
+import os
+from recorder import note
+
+wsgi_app = "hooked:app"
+bind = "127.0.0.1:0"
+workers = 1
+threads = 2
+
+def where(server):
+    return "master" if os.getpid() == server.pid else "worker"
+
+def own(worker):
+    return worker.pid == os.getpid()
+
+def nworkers_changed(server, new, old):
+    note("nworkers_changed", new, old, server.num_workers)
+
+def on_starting(server):
+    note("on_starting", where(server), server.LISTENERS, server.WORKERS, server.num_workers)
+
+def when_ready(server):
+    note("when_ready", where(server), len(server.LISTENERS), server.WORKERS, server.address, server.timeout)
+    note("listeners", [type(l.getsockname()) for l in server.LISTENERS], str(server.LISTENERS[0])[:17])
+
+def pre_fork(server, worker):
+    note("pre_fork", where(server), worker.pid, worker.age, server.worker_age, worker.booted, worker.alive)
+    worker.mine = "set before the fork"
+
+def post_fork(server, worker):
+    note("post_fork", where(server), own(worker), worker.ppid == server.pid, worker.age, worker.mine)
+    note("of worker", worker.nr, worker.timeout, worker.alive, worker.aborted, len(worker.sockets))
+
+def post_worker_init(worker):
+    note("post_worker_init", own(worker), worker.booted, callable(worker.wsgi), worker.cfg.threads)
+
+def pre_request(worker, req):
+    req.began = "set before the request"
+    names = [name for name, _ in req.headers]
+    note("pre_request", worker.nr, worker.booted, req.method, req.uri, req.path, req.query, req.fragment)
+    note("of req", req.version, names, req.scheme, len(req.remote_addr), req.trailers, req.should_close())
+
+def post_request(worker, req, environ, resp):
+    note("post_request", worker.nr, req.began, environ.get("PATH_INFO"), environ.get("hooked.mine"))
+    if resp.status is None:
+        note("of resp", "nothing", resp.headers_sent)
+    else:
+        note("of resp", resp.status, resp.status_code, [n for n, _ in resp.headers], resp.headers_sent)
+
+def worker_int(worker):
+    note("worker_int", own(worker), worker.age)
+
+def worker_abort(worker):
+    note("worker_abort", own(worker), worker.age)
+
+def worker_exit(server, worker):
+    note("worker_exit", where(server), own(worker), worker.age, worker.mine)
+
+def child_exit(server, worker):
+    note("child_exit", where(server), type(worker.pid), worker.age, worker.mine, worker.pid in server.WORKERS)
+
+def on_exit(server):
+    note("on_exit", where(server), server.WORKERS)
+"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Starts a server with the config file `text`; `site.record()` is what its hooks noted."""
+    record = tmp_path / "record"
+    env = {"PYTHONPATH": str(APPS), "RECORD": str(record)}
+
+    class Site:
+        path = tmp_path
+
+        def config(self, text):
+            (tmp_path / "gunicorn.conf.py").write_text(textwrap.dedent(text))
+
+        def record(self):
+            return record.read_text().splitlines() if record.exists() else []
+
+        def named(self, *names):
+            return [line for line in self.record() if line.split()[0] in names]
+
+        def wait(self, line, count=1):
+            wait_until(
+                lambda: sum(line in noted for noted in self.record()) >= count, f"{count} times {line}"
+            )
+
+        def options(self):
+            return {"cwd": tmp_path, "env": env}
+
+    return Site()
+
+
+def play(server: Server, site) -> None:
+    """A life of three workers: requests, an abort, an interrupt, a stop."""
+    site.wait("post_request 1")
+    server.get("/a%20b/?x=1&y=%20", "Connection: close", "X-Extra: 1")
+    site.wait("post_request 2")
+    server.get("/mutate")
+    site.wait("post_request 3")
+    assert server.get("/boom").status == 500
+    site.wait("post_request 4")
+    os.kill(server.workers(1)[0], signal.SIGABRT)
+    site.wait("child_exit")
+    site.wait("post_worker_init", 2)
+    server.get("/second")
+    site.wait("post_request 1", 2)
+    os.kill(server.workers(1)[0], signal.SIGINT)
+    site.wait("child_exit", 2)
+    site.wait("post_worker_init", 3)
+    server.get("/third")
+    site.wait("post_request 1", 3)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_order_and_arguments_are_gunicorns(start, site, tmp_path_factory, preload):
+    """The whole record of a server's life, line by line."""
+    site.config(RECORDING + f"preload_app = {preload}\n")
+    with serving(start) as keep:
+        play(keep(None, **site.options()), site)
+    ours = site.record()
+    (site.path / "record").unlink()
+    log = tmp_path_factory.mktemp("oracle") / "log"
+    oracle = Server(GUNICORN, ["-c", "gunicorn.conf.py"], log=log, **site.options())
+    try:
+        play(oracle, site)
+    finally:
+        oracle.kill()
+    assert ours == site.record()
+
+
+def test_a_hook_may_be_named_by_a_text(serve, site):
+    site.config("post_request = 'recorder.post_request'\nworkers = 1\n")
+    serve("hooked:app", **site.options()).get("/mutate")
+    site.wait("post_request /mutate kept")
+
+
+@pytest.mark.parametrize(
+    "parameters, noted",
+    [
+        ("worker, req", "2 /seen"),
+        ("worker, req, environ", "3 /seen"),
+        ("worker, req, environ, resp", "4 /seen 200 OK"),
+        ("*all", "4 /seen 200 OK"),
+    ],
+)
+def test_post_request_is_given_what_it_takes(serve, site, parameters, noted):
+    site.config(
+        f"""
+        workers = 1
+        from recorder import note
+        def post_request({parameters}):
+            given = {"list(all)" if "*" in parameters else f"[{parameters}]"}
+            note(len(given), given[1].path, *[resp.status for resp in given[3:]])
+        """
+    )
+    serve("hooked:app", ready=None, **site.options()).get("/seen")
+    site.wait(noted)
+    assert site.record() == ["import", noted]
+
+
+def test_post_request_sees_what_was_sent(serve, site):
+    site.config(
+        """
+        workers = 1
+        from recorder import note
+        def post_request(worker, req, environ, resp):
+            kind = dict(resp.headers)["Content-Type"]
+            note(resp.status, resp.sent, resp.response_length, resp.chunked, kind)
+        """
+    )
+    answer = serve("hooked:app", ready=None, **site.options()).get("/")
+    site.wait(f"200 OK {len(answer.body)} None False application/json")
+
+
+def test_requests_that_are_refused_have_no_hooks(serve, site):
+    site.config(RECORDING)
+    server = serve(None, ready=None, **site.options())
+    assert server.ask(b"GET / HTTP/1.1\r\nBad Header: 1\r\n\r\n").status == 400
+    server.get("/")
+    site.wait("post_request")
+    assert len(site.named("pre_request")) == len(site.named("post_request")) == 1
+
+
+def test_pre_request_can_close_the_connection(serve, site):
+    site.config("workers = 1\ndef pre_request(worker, req):\n    req.force_close()\n")
+    with serve("hooked:app", **site.options()).client() as client:
+        assert client.get("/").field("connection") == "close"
+        client.assert_closed()
+
+
+# --- hooks that fail
+
+FAILING = {
+    # The hook, what it does, and the exit code.
+    "nworkers_changed": ("server, new, old", 1),
+    "on_starting": ("server", 1),
+    "when_ready": ("server", 1),
+    "pre_fork": ("server, worker", 255),
+    "post_fork": ("server, worker", 3),
+    "post_worker_init": ("worker", 3),
+}
+
+
+@pytest.mark.parametrize("hook", FAILING)
+@pytest.mark.parametrize("server", ["ringhorn", "gunicorn"])
+def test_a_hook_that_fails_at_the_start_ends_the_server(site, hook, server):
+    parameters, expected = FAILING[hook]
+    site.config(
+        f"""
+        bind = "127.0.0.1:0"
+        # A second worker would end a gunicorn that is ending already.
+        workers = 2 if "{hook}" == "pre_fork" else 1
+        pidfile = "server.pid"
+        def {hook}({parameters}):
+            raise LookupError("on purpose")
+        """
+    )
+    command = [sys.executable, "-m", "ringhorn"] if server == "ringhorn" else GUNICORN
+    code, output = run_to_end(command, "hooked:app", **site.options())
+    assert code == expected, output
+    assert "LookupError: on purpose" in output
+    if hook == "pre_fork":
+        assert output.count("Unhandled exception in main loop") == 1
+    if server == "ringhorn":
+        assert f"in {hook}" in output, "the traceback"
+        assert not (site.path / "server.pid").exists()
+
+
+@pytest.mark.parametrize("hook", ["on_starting", "when_ready"])
+@pytest.mark.parametrize("server", ["ringhorn", "gunicorn"])
+def test_a_hook_may_choose_the_exit_code(site, hook, server):
+    site.config(f"bind = '127.0.0.1:0'\nworkers = 1\ndef {hook}(server):\n    import sys\n    sys.exit(7)\n")
+    command = [sys.executable, "-m", "ringhorn"] if server == "ringhorn" else GUNICORN
+    code, output = run_to_end(command, "hooked:app", **site.options())
+    assert code == 7, output
+
+
+def test_on_exit_that_fails_is_told_by_the_exit_code(serve, site):
+    site.config("workers = 1\ndef on_exit(server):\n    raise LookupError('on purpose')\n")
+    server = serve("hooked:app", **site.options())
+    server.exit_code = 1
+    server.signal(signal.SIGTERM)
+    server.wait()
+    assert "LookupError: on purpose" in server.log()
+
+
+def test_pre_request_that_fails_is_a_500_and_post_request_is_called_all_the_same(serve, site):
+    site.config(
+        """
+        workers = 1
+        from recorder import note
+        def pre_request(worker, req):
+            if req.path == "/fail":
+                raise LookupError("on purpose")
+        def post_request(worker, req, environ, resp):
+            note("after", req.path, environ, resp)
+        """
+    )
+    server = serve("hooked:app", ready=None, **site.options())
+    assert server.get("/fail").status == 500
+    site.wait("after /fail {} None")
+    wait_until(lambda: "LookupError: on purpose" in server.log(), "the traceback")
+    assert server.get("/").status == 200
+
+
+def test_post_request_that_fails_is_logged_and_changes_nothing(serve, site):
+    site.config("workers = 1\ndef post_request(worker, req):\n    raise LookupError('on purpose')\n")
+    with serve("hooked:app", **site.options()).client() as client:
+        assert client.get("/").status == client.get("/").status == 200
+    server = serve("hooked:app", **site.options())
+    server.get("/")
+    wait_until(lambda: "Exception in post_request hook" in server.log(), "the log line")
+    assert "LookupError: on purpose" in server.log()
+
+
+def test_worker_exit_that_fails_is_logged(serve, site):
+    site.config("workers = 1\ndef worker_exit(server, worker):\n    raise LookupError('on purpose')\n")
+    server = serve("hooked:app", **site.options())
+    server.signal(signal.SIGTERM)
+    server.wait()
+    assert "Exception during worker exit" in server.log()
+
+
+# --- signals of a worker
+
+
+def test_worker_int_runs_while_a_request_is_in_hand(serve, site):
+    """Where the thread stacks are dumped that tell why a worker hangs."""
+    site.config(RECORDING + "threads = 1\n")
+    server = serve(None, **site.options())
+    with server.client() as client:
+        client.send(f"GET /hold?{site.path}/free HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        site.wait("held")
+        os.kill(server.workers(1)[0], signal.SIGQUIT)
+        site.wait("worker_int True 1")
+        site.wait("child_exit")
+
+
+def test_child_exit_hears_of_a_killed_worker(serve, site):
+    """prometheus_client removes the files of dead workers there."""
+    site.config("workers = 1\nfrom recorder import note\ndef child_exit(s, w):\n    note('dead', w.pid)\n")
+    server = serve("hooked:app", **site.options())
+    (worker,) = server.workers(1)
+    os.kill(worker, signal.SIGKILL)
+    site.wait(f"dead {worker}")
+
+
+# --- what hooks do
+
+
+def test_a_worker_leaves_when_a_hook_sets_alive_to_false(serve, site):
+    """Memory watchers do that: the request in hand is answered, and the worker is replaced."""
+    site.config(
+        """
+        workers = 1
+        from recorder import note
+        def post_request(worker, req):
+            if req.path == "/last":
+                worker.alive = False
+                note("alive", worker.age)
+        def worker_exit(server, worker):
+            note("left", worker.age, worker.alive)
+        """
+    )
+    server = serve("hooked:app", **site.options())
+    first = server.get("/").json()["pid"]
+    assert server.get("/last").json()["pid"] == first
+    site.wait("left 1 False")
+    assert server.get("/").json()["pid"] != first
+
+
+def test_the_servers_log_is_a_logger_whose_lines_are_in_the_error_log(serve, site):
+    site.config(
+        """
+        workers = 1
+        def when_ready(server):
+            server.log.info("ready with %d", server.num_workers)
+            server.log.warning("one\\ntwo")
+            server.log.debug("nobody sees this")
+            try:
+                1 / 0
+            except ZeroDivisionError:
+                server.log.exception("caught")
+            server.log.critical("all %s", "lost")
+            assert server.log.isEnabledFor(20)
+        def post_fork(server, worker):
+            worker.log.error("in the worker")
+        """
+    )
+    server = serve("hooked:app", **site.options())
+    server.get("/log")
+    wait_until(lambda: "told by the application, with 100%" in server.log(), "the application's line")
+    log, master, worker = server.log(), server.process.pid, server.workers(1)[0]
+    stamp = r"(?m)^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] "
+    assert re.search(stamp + rf"\[{master}\] \[INFO\] ready with 1$", log)
+    assert re.search(stamp + rf"\[{master}\] \[WARNING\] one\ntwo$", log)
+    assert re.search(stamp + rf"\[{master}\] \[ERROR\] caught\nTraceback .*\n(.*\n)+ZeroDivisionError", log)
+    assert re.search(stamp + rf"\[{master}\] \[CRITICAL\] all lost$", log)
+    assert re.search(stamp + rf"\[{worker}\] \[ERROR\] in the worker$", log)
+    assert re.search(stamp + rf"\[{worker}\] \[WARNING\] told by the application", log)
+    assert "nobody sees this" not in log
+
+
+def test_cfg_has_every_setting(serve, site):
+    site.config(
+        """
+        workers = 1
+        raw_env = ["A=b"]
+        forwarder_headers = "X"
+        from recorder import note
+        def on_starting(server):
+            cfg = server.cfg
+            note(cfg.workers, cfg.env, cfg.preload_app, cfg.timeout, cfg.forwarder_headers, cfg.uid)
+            note(cfg.pre_request(None, None), cfg.max_requests, cfg.worker_class_str)
+            note(cfg.on_starting is on_starting, hasattr(cfg, "no_such"), cfg.settings["timeout"].get())
+        """
+    )
+    serve("hooked:app", **site.options())
+    assert site.record()[:3] == [
+        f"1 {{'A': 'b'}} False 30 ['X'] {os.geteuid()}",
+        "None 0 gthread",
+        "True False 30",
+    ]
+
+
+def test_threads_that_when_ready_starts_do_not_hold_up_the_server(serve, site):
+    site.config(
+        """
+        workers = 1
+        from recorder import note
+        def when_ready(server):
+            import threading, time
+            def watch():
+                while not server.WORKERS:
+                    time.sleep(0.01)
+                note("watched", list(server.WORKERS))
+            threading.Thread(target=watch, daemon=True).start()
+        """
+    )
+    server = serve("hooked:app", **site.options())
+    site.wait(f"watched {server.workers(1)}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights")
+def test_post_fork_still_has_the_masters_rights_and_the_application_has_not(serve, site):
+    # The directories of pytest are closed to others, and those of Python may be: what the worker needs lies
+    # elsewhere, and imports nothing that the master has not imported.
+    with tempfile.TemporaryDirectory() as open_to_all:
+        os.chmod(open_to_all, 0o777)
+        record = Path(open_to_all, "record")
+        shutil.copy(APPS / "recorder.py", open_to_all)
+        Path(open_to_all, "tiny.py").write_text(
+            textwrap.dedent(
+                """
+                import os
+                from recorder import note
+                note("import", os.getuid())
+                def app(environ, start_response):
+                    start_response("200 OK", [])
+                    return [str(os.getuid()).encode()]
+                """
+            )
+        )
+        Path(open_to_all, "gunicorn.conf.py").write_text(
+            textwrap.dedent(
+                """
+                workers = 1
+                user = group = 65534
+                import os
+                from recorder import note
+                def post_fork(server, worker):
+                    note("post_fork", os.getuid(), os.getgid())
+                def post_worker_init(worker):
+                    note("post_worker_init", os.getuid(), os.getgid())
+                """
+            )
+        )
+        record.touch()
+        record.chmod(0o666)
+        server = serve("tiny:app", cwd=Path(open_to_all), env={"RECORD": str(record)})
+        assert server.get("/").body == b"65534"
+        assert record.read_text().splitlines() == [
+            "post_fork 0 0",
+            "import 65534",
+            "post_worker_init 65534 65534",
+        ]
+        server.stop()
+
+
+def test_num_workers_changes_by_one_at_a_time(serve, site):
+    """Assigning more than one step would be lost in part, since signals do not count."""
+    site.config(
+        """
+        workers = 1
+        from recorder import note
+        def when_ready(server):
+            try:
+                server.num_workers += 2
+            except ValueError as error:
+                note("refused", error)
+        """
+    )
+    serve("hooked:app", **site.options())
+    site.wait("refused")
