@@ -55,7 +55,7 @@ impl Start {
         let sources = Sources {
             args: &self.argv,
             env: &|name| self.launch.variable(name).map(OsStr::to_owned),
-            directory: self.launch.directory.as_deref().unwrap_or(Path::new(".")),
+            directory: Path::new("."),
             cpus: &Available::of_this_process,
             program: self.program.as_ref(),
         };
@@ -146,7 +146,17 @@ impl Host for PythonHost<'_> {
     }
 
     fn reload(&mut self, old: &Settings) -> Result<Settings, StartError> {
-        let new = match self.start.load(self.py)? {
+        // Names of files in the arguments count from where the server was started.
+        let here = std::env::current_dir();
+        if let Some(start) = &self.start.launch.directory {
+            // A directory that is gone has no files that could be missed there.
+            let _ = std::env::set_current_dir(start);
+        }
+        let loaded = self.start.load(self.py);
+        if let Ok(here) = here {
+            let _ = std::env::set_current_dir(here);
+        }
+        let new = match loaded? {
             Loaded::Run(settings) => *settings,
             Loaded::Print { .. } => return Ok(old.clone()),
         };
