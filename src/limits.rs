@@ -20,6 +20,10 @@ pub const REST_COPY_BYTES_MAX: usize = 64 * 1024;
 /// piece from the application.
 pub const RESPONSE_QUEUE_BYTES: usize = 256 * 1024;
 
+/// Unsent bytes of all responses of one worker above which a runner waits even though its response is complete.
+/// Below it slow readers cost memory that the application has filled anyway, and no thread.
+pub const RESPONSE_QUEUES_BYTES: usize = 64 * 1024 * 1024;
+
 /// Bytes kept of a connection's pipelined requests while one is being answered; receiving pauses
 /// above it.
 pub const PIPELINE_BYTES_MAX: usize = 64 * 1024;

@@ -287,6 +287,7 @@ class Request:
         peer: tuple[str, int] | str,
         body: Any,
         keep_alive: bool,
+        proxy: dict[str, Any] | None,
     ) -> None:
         self.cfg = worker.cfg
         self.method = method
@@ -299,10 +300,10 @@ class Request:
         self.remote_addr = self.peer_addr = peer
         self.body = body
         self.must_close = False
+        self.proxy_protocol_info = proxy
         self._keep_alive = keep_alive
 
     fragment = ""
-    proxy_protocol_info = None
     unreader = None
 
     @property

@@ -45,7 +45,7 @@ class Settings(TypedDict, total=False):
     forwarded_allow_ips: Text
     secure_scheme_headers: Mapping[str, str]
     forwarder_headers: Text
-    proxy_protocol: Literal["off", "v1", "v2", "auto"] | bool
+    proxy_protocol: bool | Literal["off", "v1", "v2", "auto"]
     proxy_allow_ips: Text
     header_map: Literal["drop", "refuse", "dangerous"]
     permit_obsolete_folding: bool

@@ -9,12 +9,12 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{BodyError, Listener, Peer, Progress};
 use crate::http;
-use crate::limits::RESPONSE_QUEUE_BYTES;
+use crate::limits::{RESPONSE_QUEUE_BYTES, RESPONSE_QUEUES_BYTES};
 use crate::ring::{Socket, Token, Waker};
 use crate::sys::clock;
 
@@ -47,13 +47,20 @@ pub struct Port {
     reports: Mutex<Vec<Token>>,
     /// Whether the worker is leaving: answers announce the close of their connection.
     draining: AtomicBool,
+    /// Bytes of memory that wait to be sent, on all connections of the worker.
+    queued_bytes: AtomicUsize,
 }
 
 impl Port {
     /// A port that wakes the driver behind `waker`.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
-        Self { waker, reports: Mutex::new(Vec::new()), draining: AtomicBool::new(false) }
+        Self {
+            waker,
+            reports: Mutex::new(Vec::new()),
+            draining: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
+        }
     }
 
     /// Moves the reports since the last call into `into`. For the I/O thread.
@@ -70,6 +77,10 @@ impl Port {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    fn queued_bytes(&self) -> usize {
+        self.queued_bytes.load(Ordering::Relaxed)
     }
 
     fn report(&self, token: Token, urgent: bool) {
@@ -326,13 +337,14 @@ impl Link {
                         _ => after == 0,
                     };
                     gate.rest_bytes -= before - after;
+                    self.port.queued_bytes.fetch_sub(before - after, Ordering::Relaxed);
                     if done {
                         gate.rests.pop_front();
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Full { progress },
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => gate.lose(),
+                Err(_) => self.give_up(&mut gate),
             }
         };
         drop(gate);
@@ -351,12 +363,19 @@ impl Link {
     /// The peer cannot be reached any more: whoever waits for it is let go.
     pub fn lose(&self) {
         let mut gate = lock(&self.gate);
-        gate.lose();
+        self.give_up(&mut gate);
         if gate.arrival == Arrival::Expected {
             gate.arrival = Arrival::Failed(BodyError::Truncated);
         }
         drop(gate);
         self.changed.notify_all();
+    }
+
+    /// Forgets what can no longer be sent.
+    fn give_up(&self, gate: &mut Gate) {
+        gate.gone = true;
+        gate.rests.clear();
+        self.port.queued_bytes.fetch_sub(std::mem::take(&mut gate.rest_bytes), Ordering::Relaxed);
     }
 
     /// Appends body bytes by calling `decode` on the buffer of those that wait. Returns what
@@ -488,6 +507,7 @@ impl Link {
         }
         for rest in rests {
             gate.rest_bytes += rest.bytes();
+            self.port.queued_bytes.fetch_add(rest.bytes(), Ordering::Relaxed);
             gate.rests.push_back(rest);
         }
         drop(gate);
@@ -496,9 +516,13 @@ impl Link {
     }
 
     /// Whether more than the connection's bound waits to be sent.
-    pub(crate) fn is_full(&self) -> bool {
+    ///
+    /// When the answer is `complete`, waiting would only hold a thread: its bytes are there already. The runner goes
+    /// on unless such answers together take more than the worker's bound.
+    pub(crate) fn is_full(&self, complete: bool) -> bool {
         let gate = lock(&self.gate);
-        !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES
+        let full = !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES;
+        full && !(complete && self.port.queued_bytes() <= RESPONSE_QUEUES_BYTES)
     }
 
     pub(super) fn wait_for_room(&self) {
@@ -537,14 +561,6 @@ impl Link {
     pub(crate) fn held_bytes(&self) -> (usize, usize) {
         let gate = lock(&self.gate);
         (gate.rest_bytes, gate.body.len())
-    }
-}
-
-impl Gate {
-    fn lose(&mut self) {
-        self.gone = true;
-        self.rests.clear();
-        self.rest_bytes = 0;
     }
 }
 

@@ -353,7 +353,7 @@ impl Reply {
             self.gone = true;
             return Err(Gone);
         }
-        Ok(if link.is_full() { Sent::Full } else { Sent::Room })
+        Ok(if link.is_full(self.encoder.is_complete()) { Sent::Full } else { Sent::Room })
     }
 }
 

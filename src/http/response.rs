@@ -360,6 +360,12 @@ impl Encoder {
         self.delimiter == Delimiter::Close
     }
 
+    /// Whether every byte of the announced Content-Length was let through.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.head_sent && matches!(self.delimiter, Delimiter::Length(0))
+    }
+
     /// The status code; 0 before [`Self::start`].
     #[must_use]
     pub const fn status_code(&self) -> u16 {

@@ -68,6 +68,9 @@ pub(super) struct Io {
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
+    /// What other threads do between two events of a turn.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) meanwhile: Option<Box<dyn FnMut()>>,
 }
 
 /// Whether connections come in.
@@ -119,6 +122,8 @@ impl Io {
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
+            #[cfg(any(test, feature = "simulation"))]
+            meanwhile: None,
         }
     }
 
@@ -175,6 +180,10 @@ impl Io {
         }
         self.reports = reports;
         for event in events.drain(..) {
+            #[cfg(any(test, feature = "simulation"))]
+            if let Some(meanwhile) = &mut self.meanwhile {
+                meanwhile();
+            }
             self.on_event(event);
         }
         self.events = events;
@@ -336,7 +345,7 @@ impl Io {
         // The quick way from one request to the next, when the last one has left nothing behind: then
         // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
-            && !(conn.paused || conn.broken || conn.streamed)
+            && !(conn.paused || conn.streamed)
             && conn.input.is_empty()
             && conn.link.standing() == Standing::Idle
         {
@@ -371,7 +380,7 @@ impl Io {
             return;
         }
         if !matches!(parsed, Ok(Some((_, ProxyInfo::Absent)))) && !self.rules.is_proxy(conn.link.peer()) {
-            self.refuse(token, &Refusal::new(403, "this peer may not send a PROXY header"));
+            self.refuse(token, &Refusal::new(403, "this peer may not send a PROXY header"), false);
             return;
         }
         match parsed {
@@ -389,7 +398,7 @@ impl Io {
                 self.set_deadline(token, self.rules.first_byte_ms);
                 self.consume_input(token);
             }
-            Err(refused) => self.refuse(token, &refused),
+            Err(refused) => self.refuse(token, &refused, false),
             Ok(None) => {}
         }
     }
@@ -468,8 +477,9 @@ impl Io {
                             return used;
                         }
                         Err(refused) => {
+                            let is_head = exchange.request.head.is_head;
                             self.blank = Some(exchange);
-                            self.refuse(token, &refused);
+                            self.refuse(token, &refused, is_head);
                             return data.len();
                         }
                     }
@@ -478,7 +488,8 @@ impl Io {
                     match gathering.decoder.decode(rest, &mut gathering.body) {
                         Ok(count) => used += count,
                         Err(refused) => {
-                            self.refuse(token, &refused);
+                            let is_head = gathering.exchange.request.head.is_head;
+                            self.refuse(token, &refused, is_head);
                             return data.len();
                         }
                     }
@@ -659,8 +670,10 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         conn.ended = true;
         match &conn.phase {
-            Phase::Body(_) => {
-                self.refuse(token, &Refusal { status: 400, detail: BodyError::Truncated.to_string().into() });
+            Phase::Body(gathering) => {
+                let is_head = gathering.exchange.request.head.is_head;
+                let refused = Refusal { status: 400, detail: BodyError::Truncated.to_string().into() };
+                self.refuse(token, &refused, is_head);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::Truncated),
             // Half closed: the answer, and those to requests already received, still go out.
@@ -720,7 +733,9 @@ impl Io {
             self.linger(token);
             return;
         } else {
-            self.set_deadline(token, self.rules.keepalive_ms);
+            // The close of an answer whose head left before the draining began could not be announced.
+            let idle_ms = if self.draining.is_some() { DRAIN_IDLE_MS } else { self.rules.keepalive_ms };
+            self.set_deadline(token, idle_ms);
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
@@ -781,11 +796,12 @@ impl Io {
         }
     }
 
-    /// Answers a request that no application sees, and ends the connection.
-    fn refuse(&mut self, token: Token, refused: &Refusal) {
+    /// Answers a request that no application sees, and ends the connection. To a HEAD request the page has no body
+    /// (RFC 9110 section 9.3.2).
+    fn refuse(&mut self, token: Token, refused: &Refusal, is_head: bool) {
         let Some(conn) = self.conns.get(token) else { return };
         warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
-        let page = refusal(refused.status, &refused.detail, false);
+        let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
         conn.link.conclude();
@@ -868,10 +884,13 @@ impl Io {
                 self.refuse(
                     token,
                     &Refusal { status: 408, detail: "the request head did not arrive in time".into() },
+                    false,
                 );
             }
-            Phase::Body(_) => {
-                self.refuse(token, &Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() });
+            Phase::Body(gathering) => {
+                let is_head = gathering.exchange.request.head.is_head;
+                let refused = Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() };
+                self.refuse(token, &refused, is_head);
             }
             // The body is not what holds this up: the application has not asked for it, or has answered.
             Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
@@ -927,7 +946,8 @@ impl Io {
         };
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
-            if matches!(conn.phase, Phase::InHand(None)) && conn.link.standing() == Standing::Idle {
+            // Of answers in hand, the end shall not pass unnoticed.
+            if matches!(conn.phase, Phase::InHand(None)) && conn.link.want_attention() == Standing::Idle {
                 self.look(token);
             }
             let idle = |conn: &&mut Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;

@@ -594,6 +594,41 @@ fn a_graceful_stop_finishes_what_was_begun_and_announces_the_close() {
 }
 
 #[test]
+fn a_refused_head_request_gets_no_body() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), echo);
+        let got = server.exchange(b"HEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+        assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n") && got.ends_with("\r\n\r\n"), "{got}");
+    });
+}
+
+/// Its head had left before the draining began, so its close could not be announced; the worker does not wait for the
+/// keep-alive time.
+#[test]
+fn draining_does_not_wait_for_a_connection_whose_answer_began_before() {
+    on_both(|io| {
+        let (begun, inside) = mpsc::channel();
+        let begun = Mutex::new(begun);
+        let patient = Rules { keepalive_ms: 3_600_000, graceful_ms: 3_600_000, ..rules() };
+        let server = Server::start(io, 1, patient, move |exchange| {
+            exchange.reply.start(b"200 OK").unwrap();
+            let _ = exchange.reply.send(b"first ", None, false, || Box::new(*b"first "));
+            begun.lock().unwrap().send(()).unwrap();
+            while !exchange.request.link().is_draining() {
+                thread::yield_now();
+            }
+            let _ = exchange.reply.send(b"last", None, false, || Box::new(*b"last"));
+            exchange.reply.finish();
+        });
+        let mut stream = server.connect();
+        stream.write_all(get("/").as_bytes()).unwrap();
+        inside.recv().unwrap();
+        server.order(1);
+        assert!(read_all(&mut stream).contains("last\r\n0\r\n\r\n"));
+    });
+}
+
+#[test]
 fn a_reset_while_a_request_is_in_hand_disturbs_nobody() {
     on_both(|io| {
         let server = Server::start(io, 2, rules(), echo);

@@ -78,6 +78,14 @@ def test_contradictions_of_strangers_are_just_headers(far):
     assert told["wsgi.url_scheme"] == "http"
 
 
+def test_other_names_for_the_scheme(serve, tmp_path):
+    config = tmp_path / "conf.py"
+    config.write_text('secure_scheme_headers = {"X-SCHEME": "tls"}\n')
+    site = serve("pep3333:app", "-w", "1", "-c", str(config))
+    assert environ(site, "/environ", "X-Scheme: tls")["wsgi.url_scheme"] == "https"
+    assert environ(site, "/environ", "X-Forwarded-Proto: https")["wsgi.url_scheme"] == "http"
+
+
 # --- SCRIPT_NAME
 
 

@@ -206,6 +206,28 @@ def test_requests_that_are_refused_have_no_hooks(serve, site):
     assert len(site.named("pre_request")) == len(site.named("post_request")) == 1
 
 
+def test_req_knows_what_a_proxy_announced(serve, site):
+    site.config(
+        """
+        workers = 1
+        proxy_protocol = "v1"
+        from recorder import note
+        def pre_request(worker, req):
+            note(req.remote_addr, sorted((req.proxy_protocol_info or {}).items()))
+        """
+    )
+    server = serve("hooked:app", ready=None, **site.options())
+    server.ask(b"PROXY TCP4 192.0.2.7 198.51.100.2 51814 443\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    told = {
+        "client_addr": "192.0.2.7",
+        "client_port": 51814,
+        "proxy_addr": "198.51.100.2",
+        "proxy_port": 443,
+        "proxy_protocol": "TCP4",
+    }
+    site.wait(f"('192.0.2.7', 51814) {sorted(told.items())}")
+
+
 def test_pre_request_can_close_the_connection(serve, site):
     site.config("workers = 1\ndef pre_request(worker, req):\n    req.force_close()\n")
     with serve("hooked:app", **site.options()).client() as client:

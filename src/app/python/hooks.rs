@@ -123,6 +123,23 @@ fn failure(py: Python<'_>, step: &str, error: &PyErr, exit: Exit) -> StartError 
     StartError::new(exit, format!("the hook {step} failed: {}", error.value(py))).detail(traceback(py, error))
 }
 
+/// What a PROXY header said, as gunicorn's `req.proxy_protocol_info` has it; `None` without one.
+fn proxy_information<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, PyAny>> {
+    let (Some(destination), Peer::Inet { host, port, .. }) =
+        (request.link().proxied_to(), request.link().peer())
+    else {
+        return Ok(py.None().into_bound(py));
+    };
+    let port: u16 = port.parse().unwrap_or(0);
+    let information = PyDict::new(py);
+    information.set_item("proxy_protocol", if destination.is_ipv4() { "TCP4" } else { "TCP6" })?;
+    information.set_item("client_addr", &**host)?;
+    information.set_item("client_port", port)?;
+    information.set_item("proxy_addr", destination.ip().to_string())?;
+    information.set_item("proxy_port", destination.port())?;
+    Ok(information.into_any())
+}
+
 /// How the master ends after a hook that failed in its main loop.
 pub(super) const UNCAUGHT: Exit = Exit::Code(EXIT_UNCAUGHT);
 
@@ -235,6 +252,7 @@ impl RequestHooks {
                 peer,
                 input.clone(),
                 request.head().keep_alive.into_pyobject(py)?.to_owned().into_any(),
+                proxy_information(py, request)?,
             ],
         )?;
         self.request.bind(py).call1(arguments)

@@ -35,8 +35,8 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
     run(py, argv, None, Source::Settings)
 }
 
-/// Serves what the function `load` returns, or the application `name`, with the settings of a program and, unless it wants to be `alone`,
-/// those of the other sources, `argv` among them. Returns the exit code.
+/// Serves what the function `load` returns, or the application `name`, with the settings of a program and,
+/// unless it wants to be `alone`, those of the other sources, `argv` among them. Returns the exit code.
 #[pyfunction]
 fn serve(
     py: Python<'_>,

@@ -247,6 +247,8 @@ impl World {
             Arc::new(Nobody),
             Arc::clone(&port),
         );
+        let others = Rc::clone(&runners);
+        io.meanwhile = Some(Box::new(move || others.borrow_mut().sometimes()));
         io.open();
         let quiet_since_ms = network.now_ms();
         Self {

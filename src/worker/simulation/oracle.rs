@@ -395,5 +395,9 @@ pub(super) fn judge_raw(reader: &mut Reader, received: &[u8], runners: &Runners,
         }
     }
     assert!(reader.answers.len() >= heads.len(), "answers are missing");
-    assert!(reader.partial.is_none() && !reader.in_head && !end.reset, "an answer was cut");
+    // The page for a refused HEAD request has a length and no body; which of unknown bytes are one is not known here.
+    let bare_page =
+        |answer: &Answer| (400..=505).contains(&answer.status) && answer.close && answer.body.is_empty();
+    let cut = reader.partial.as_ref().is_some_and(|answer| !bare_page(answer));
+    assert!(!cut && !reader.in_head && !end.reset, "an answer was cut");
 }

@@ -194,7 +194,7 @@ impl Job {
     fn advance(&mut self, record: &mut Record, dice: &mut Dice) -> bool {
         self.waits = false;
         if self.full {
-            if self.exchange.request.link().is_full() {
+            if self.exchange.request.link().is_full(false) {
                 self.waits = true;
                 return false;
             }
