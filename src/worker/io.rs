@@ -734,8 +734,8 @@ impl Io {
             return;
         } else {
             // The close of an answer whose head left before the draining began could not be announced.
-            let idle_ms = if self.draining.is_some() { DRAIN_IDLE_MS } else { self.rules.keepalive_ms };
-            self.set_deadline(token, idle_ms);
+            let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
+            self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
@@ -934,16 +934,21 @@ impl Io {
         self.sweep_ms = self.now_ms;
     }
 
-    /// Shortens the time that idle connections have. Again and again while the worker leaves: some are accepted,
-    /// and some answers were begun, before the order came.
-    fn sweep(&mut self, stop: Stop) {
-        self.sweep_ms = self.now_ms + DRAIN_IDLE_MS;
-        let idle_ms = match stop {
+    /// How long an idle connection is kept by a worker that leaves.
+    fn last_idle_ms(&self, stop: Stop) -> u64 {
+        match stop {
             // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
             // the last moment: the master's patience ends then.
             Stop::Retire => RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2),
             _ => DRAIN_IDLE_MS,
-        };
+        }
+    }
+
+    /// Shortens the time that idle connections have. Again and again while the worker leaves: some are accepted,
+    /// and some answers were begun, before the order came.
+    fn sweep(&mut self, stop: Stop) {
+        self.sweep_ms = self.now_ms + DRAIN_IDLE_MS;
+        let idle_ms = self.last_idle_ms(stop);
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
             // Of answers in hand, the end shall not pass unnoticed.
