@@ -62,6 +62,10 @@ pub const ACCEPTS_PER_TURN: usize = 64;
 /// Workers that may be asked for. More processes than this is a slip of the pen.
 pub const WORKERS_MAX: usize = 4096;
 
+/// Worker processes of one master at the same time. While workers are replaced, each slot may have a
+/// successor beside its worker.
+pub const RECORDS_MAX: usize = 2 * WORKERS_MAX;
+
 /// Runner threads of one worker that may be asked for.
 pub const THREADS_MAX: usize = 4096;
 
@@ -106,6 +110,13 @@ pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Milliseconds that an idle connection stays open when its worker leaves, for a request that is already
 /// on its way.
 pub const DRAIN_IDLE_MS: u64 = 500;
+
+/// Milliseconds that an idle connection stays open when its worker is replaced and the server goes on: for
+/// longer pauses between two requests clients have learned to open a new connection.
+pub const RETIRE_IDLE_MS: u64 = 10_000;
+
+/// Milliseconds after a stop until new clients are refused, however many come.
+pub const CLOSE_ENTRANCE_MS: u64 = 500;
 
 /// Descriptors of a worker that are not for connections: files and sockets of the application, listeners,
 /// logs, rings.

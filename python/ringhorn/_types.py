@@ -23,6 +23,10 @@ class Settings(TypedDict, total=False):
     worker_connections: int
     timeout: float
     graceful_timeout: float
+    max_requests: int
+    max_requests_jitter: int
+    daemon: bool
+    enable_stdio_inheritance: bool
     keepalive: float
     preload_app: bool
     pin: bool

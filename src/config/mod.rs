@@ -147,6 +147,12 @@ pub struct Settings {
     pub app: String,
     /// Where to listen; never empty.
     pub bind: Vec<Bind>,
+    /// Requests after which a worker is replaced; 0 means never.
+    pub max_requests: u64,
+    /// Random addition to `max_requests`, at most.
+    pub max_requests_jitter: u64,
+    /// Go to the background.
+    pub daemon: bool,
     /// Length of each listener's accept queue, in connections. The kernel caps it at somaxconn.
     pub backlog: u32,
     /// Number of workers, 1 or more.
@@ -719,6 +725,9 @@ fn build(
         (None, _) => (64 / workers).max(4),
     };
     Ok(Settings {
+        max_requests: values.number("max_requests"),
+        max_requests_jitter: values.number("max_requests_jitter"),
+        daemon: values.on("daemon"),
         bind: binds(&values)?,
         backlog: values.bounded("backlog", i32::MAX as usize)?.map_or(1, |backlog| backlog as u32),
         workers,

@@ -304,7 +304,6 @@ const fn text(text: &'static str) -> Default {
     Default::Text(text)
 }
 
-const HOOKS_LATER: Support = NotYet("what it belongs to has no effect yet");
 const NO_TLS: Support = Refused("let a proxy such as nginx or Caddy end TLS in front of ringhorn");
 const NO_TLS_DETAIL: Support = NoOp("it shapes TLS, which ringhorn does not serve");
 const NO_HTTP2: Support = NoOp("it shapes HTTP/2, which ringhorn does not serve");
@@ -539,8 +538,7 @@ pub static SETTINGS: &[Setting] = &[
         Count(0),
         int(0),
         "Requests after which a worker is replaced; 0 = never",
-    )
-    .but(NotYet("restart the service from time to time if the application leaks memory")),
+    ),
     setting(
         Workers,
         "max_requests_jitter",
@@ -548,8 +546,7 @@ pub static SETTINGS: &[Setting] = &[
         Count(0),
         int(0),
         "Random addition to max_requests, at most",
-    )
-    .but(NoOp("it shapes max_requests, which is not honoured yet")),
+    ),
     setting(Workers, "worker_tmp_dir", &["--worker-tmp-dir"], Path, UNSET, "Directory of the heartbeat file")
         .but(NoOp("the heartbeat lives in shared memory, not in a file")),
     // Requests
@@ -782,9 +779,7 @@ pub static SETTINGS: &[Setting] = &[
         .but(NotYet("find the server by its pidfile or its service unit")),
     setting(Process, "default_proc_name", &[], Text, text("gunicorn"), "Name when proc_name is not set")
         .but(NoOp("process titles are not set yet")),
-    setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background")
-        .start()
-        .but(Refused("run it in the foreground under systemd or another supervisor")),
+    setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background").start(),
     setting(
         Process,
         "enable_stdio_inheritance",
@@ -793,8 +788,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep standard output and error as a daemon",
     )
-    .start()
-    .but(NoOp("standard output and error are always kept")),
+    .start(),
     // Ringhorn
     setting(
         Ringhorn,
@@ -803,7 +797,8 @@ pub static SETTINGS: &[Setting] = &[
         Choice(&["auto", "uring", "epoll"]),
         text("auto"),
         "Network backend: auto, uring or epoll",
-    ),
+    )
+    .start(),
     setting(
         Ringhorn,
         "pin",
@@ -871,15 +866,14 @@ pub static SETTINGS: &[Setting] = &[
     ),
     // Hooks
     setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets"),
-    setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on").but(HOOKS_LATER),
+    setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on"),
     setting(Hooks, "when_ready", &[], Hook(&[1]), UNSET, "When the master has opened its sockets"),
     setting(Hooks, "pre_fork", &[], Hook(&[2]), UNSET, "In the master, before a worker is forked"),
     setting(Hooks, "post_fork", &[], Hook(&[2]), UNSET, "In a worker, after its fork"),
     setting(Hooks, "post_worker_init", &[], Hook(&[1]), UNSET, "In a worker that has loaded the application"),
     setting(Hooks, "worker_int", &[], Hook(&[1]), UNSET, "In a worker that got INT or QUIT"),
     setting(Hooks, "worker_abort", &[], Hook(&[1]), UNSET, "In a worker that got ABRT, as after a timeout"),
-    setting(Hooks, "pre_exec", &[], Hook(&[1]), UNSET, "Before the master is started anew by USR2")
-        .but(HOOKS_LATER),
+    setting(Hooks, "pre_exec", &[], Hook(&[1]), UNSET, "Before the master is started anew by USR2"),
     setting(Hooks, "pre_request", &[], Hook(&[2]), UNSET, "Before each request"),
     setting(Hooks, "post_request", &[], Hook(&[2, 3, 4]), UNSET, "After each request"),
     setting(Hooks, "child_exit", &[], Hook(&[2]), UNSET, "In the master, after a worker has ended"),

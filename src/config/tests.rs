@@ -296,7 +296,6 @@ fn worker_classes_that_cannot_run_say_what_to_use() {
 fn refused_settings_stop_the_start_and_name_themselves() {
     for (line, name) in [
         ("--certfile c.pem", "certfile"),
-        ("--daemon", "daemon"),
         ("--protocol uwsgi", "protocol"),
         ("--dirty-app a:B", "dirty_apps"),
         ("--http-protocols h1,h2", "http_protocols"),
@@ -310,10 +309,10 @@ fn refused_settings_stop_the_start_and_name_themselves() {
 
 #[test]
 fn settings_without_effect_are_noticed() {
-    let notices = settings("--reload --worker-tmp-dir /dev/shm --max-requests 10 app:app").notices;
+    let notices = settings("--reload --worker-tmp-dir /dev/shm --capture-output app:app").notices;
     let find = |name: &str| notices.iter().find(|notice| notice.text.starts_with(name)).unwrap();
     assert_eq!(find("reload").level, Level::Warning);
-    assert_eq!(find("max_requests").level, Level::Warning);
+    assert_eq!(find("capture_output").level, Level::Warning);
     assert_eq!(find("worker_tmp_dir").level, Level::Debug);
     assert!(find("reload").text.contains("--reload on the command line"));
     assert!(notices.iter().all(|notice| !notice.text.contains('\n')));

@@ -2,14 +2,22 @@
 //! and stops. It never reads a byte of a client, and it has one thread, so that it can fork.
 //!
 //! What it shares with the workers: the listeners ([`WorkerListener`], [`SiblingListener`]), the
-//! page of slot records ([`SharedPage`]), the error log, and the eventfd that wakes it
-//! ([`WorkerContext::set_ready`]). Workers hear from it through signals only.
+//! page of worker records ([`SharedPage`]), the error log, and the eventfd that wakes it
+//! ([`WorkerContext::set_ready`]). Workers hear from it through signals, and an order in their record.
+//!
+//! A **reload** (HUP) reads the settings again and lets a new generation of workers replace the old one,
+//! slot by slot: forked beside the old worker, which is told to leave when the new one serves. What the
+//! old generation needs (its settings, listeners of binds that are gone) is kept until the new one has
+//! shown that it can boot, and until the last old worker has left. An **upgrade** (USR2) starts the same
+//! command again with all listeners; both masters then serve until the operator stops one of them.
 //!
 //! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
+mod launch;
 mod native;
 mod pidfile;
+mod service;
 mod slots;
 mod sockets;
 
@@ -17,6 +25,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,19 +33,21 @@ use core_affinity::CoreId;
 use tracing::{debug, error, info, warn};
 
 use self::pidfile::Pidfile;
-use self::slots::{Action, Note, Rules, Slots};
+use self::service::Service;
+use self::slots::{Action, Note, Rules, Seen, Slots};
 use self::sockets::Listeners;
-use crate::config::{Settings, WorkerClass};
+use crate::config::{Io, Settings, WorkerClass};
 use crate::error::{Exit, StartError};
 use crate::limits::WORKERS_MAX;
-use crate::observe::{CRITICAL, LogTarget};
+use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
-use crate::sys::shared::{SharedPage, SlotRecord, WorkerState};
+use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 
+pub use self::launch::Launch;
 pub use self::native::NativeHost;
 pub use self::sockets::{LocalAddr, SiblingListener, WorkerListener};
 
@@ -54,6 +65,19 @@ pub trait Host {
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         let _ = settings;
         Ok(())
+    }
+
+    /// How this process was started.
+    fn launch(&self) -> Launch {
+        Launch::of_process()
+    }
+
+    /// Reads the settings again (HUP). `old` are those in force.
+    ///
+    /// # Errors
+    /// They are not valid; the server goes on with the old ones.
+    fn reload(&mut self, old: &Settings) -> Result<Settings, StartError> {
+        Ok(old.clone())
     }
 
     /// Right before a fork (`PyOS_BeforeFork`).
@@ -177,26 +201,29 @@ pub struct WorkerContext {
     pub siblings: Vec<SiblingListener>,
     /// The CPU it is pinned to already.
     pub cpu: Option<usize>,
-    /// The page of slot records.
+    /// The page of worker records.
     pub shared: Arc<SharedPage>,
+    /// Which record is this worker's.
+    pub record: usize,
     /// The master. The kernel kills the worker when it dies.
     pub parent_pid: Pid,
     /// The worker's signals, recorded since the fork: TERM (graceful stop), INT and QUIT (quick
     /// stop), USR1 (reopen logs), and those that a worker ignores. A worker looks at them when it
     /// is ready; while it boots, the master kills it where haste is needed.
     pub signals: Signals,
-    master_event: BorrowedFd<'static>,
+    /// Wakes the master, so that it looks at the records ([`signal::notify`]).
+    pub master_event: BorrowedFd<'static>,
 }
 
 impl WorkerContext {
     /// This worker's record in the shared page.
     #[must_use]
-    pub fn record(&self) -> &SlotRecord {
-        &self.shared.records()[self.slot]
+    pub fn record(&self) -> &WorkerRecord {
+        &self.shared.records()[self.record]
     }
 
     /// Says that the worker serves from now on, and tells the master at once. From here on it must
-    /// beat ([`SlotRecord::beat`]) more often than `timeout`.
+    /// beat ([`WorkerRecord::beat`]) more often than `timeout`.
     pub fn set_ready(&self) {
         self.record().beat(monotonic_ms());
         self.record().set_state(WorkerState::Ready);
@@ -241,20 +268,34 @@ pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
 struct Master<'h> {
     settings: Arc<Settings>,
     host: &'h mut dyn Host,
+    launch: Launch,
+    service: Service,
     pid: Pid,
     signals: Signals,
     shared: Arc<SharedPage>,
+    /// Which record belongs to which worker.
+    records: Vec<(Pid, usize)>,
     listeners: Listeners,
+    /// The number of workers that the host knows of.
+    workers: usize,
+    /// A new generation is taking over.
+    reloading: bool,
+    /// The settings and listeners before the last reload, while they may still be needed.
+    earlier: Option<(Arc<Settings>, Listeners)>,
     pidfile: Option<Pidfile>,
     cpus: Option<Vec<usize>>,
     slots: Slots,
+    /// The master that started this one (USR2), until it is gone.
+    earlier_master: Option<Pid>,
+    /// The master that this one started.
+    next_master: Option<Pid>,
     /// Workers forked so far.
     age: u64,
 }
 
 impl<'h> Master<'h> {
     /// gunicorn's order: preload, "Starting", pidfile, listeners.
-    fn start(settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
+    fn start(mut settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
         if settings.workers == 0 || settings.workers > WORKERS_MAX {
             let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
             return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
@@ -273,14 +314,17 @@ impl<'h> Master<'h> {
         let signals = Signals::install(master_signals()).map_err(|error| system("handle signals", &error))?;
         let shared = SharedPage::new().map_err(|error| system("map the shared page", &error))?;
         let pid = process::id();
+        let launch = host.launch();
+        let earlier_master = launch.earlier_master();
         let pidfile = match &settings.pidfile {
-            Some(path) => {
-                let made = Pidfile::create(path, pid);
-                Some(made.map_err(|error| error.from(settings.source("pidfile")))?)
-            }
+            Some(path) => Some(pidfile(path, pid, earlier_master.is_some(), &settings)?),
             None => None,
         };
-        let listeners = match host.on_starting().and_then(|()| Listeners::open(&settings)) {
+        let opened = host.on_starting().and_then(|()| match launch.inherited() {
+            Some(inherited) => Listeners::inherit(&inherited, &settings),
+            None => Listeners::open(&settings),
+        });
+        let listeners = match opened {
             Ok(listeners) => listeners,
             Err(error) => {
                 if let Some(pidfile) = pidfile {
@@ -289,21 +333,38 @@ impl<'h> Master<'h> {
                 return Err(error);
             }
         };
-        let rules = Rules {
-            workers: settings.workers,
-            timeout_ms: milliseconds(settings.timeout),
-            graceful_ms: milliseconds(settings.graceful_timeout),
-        };
+        if earlier_master.is_some() && listeners.is_epolled() && settings.io != Io::Epoll {
+            // io_uring wants them in the other mode.
+            info!("The old master serves with epoll, and so does this one");
+            settings.io = Io::Epoll;
+        }
+        if earlier_master.is_some() {
+            // The end of the old master wakes this one, as the end of a child would.
+            if let Err(error) = process::hear_of_parents_end(Signal::CHILD) {
+                warn!("cannot hear of the old master's end: {}", describe(&error));
+            }
+        }
+        let now_ms = monotonic_ms();
+        let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
+        slots.keep_slots(listeners.slots(), now_ms);
         let mut master = Self {
             cpus: cpus(&settings),
             settings: Arc::new(settings),
             host,
+            service: Service::new(&launch),
+            launch,
             pid,
             signals,
             shared: Arc::new(shared),
+            records: Vec::new(),
             listeners,
+            workers: slots.target(),
+            reloading: false,
+            earlier: None,
             pidfile,
-            slots: Slots::new(rules, monotonic_ms()),
+            slots,
+            earlier_master,
+            next_master: None,
             age: 0,
         };
         master.summarise();
@@ -361,6 +422,20 @@ impl<'h> Master<'h> {
             if let Some(exit) = self.act() {
                 return self.leave(exit);
             }
+            if self.slots.target() != self.workers {
+                let old = std::mem::replace(&mut self.workers, self.slots.target());
+                if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
+                    self.abandon(&error);
+                    continue;
+                }
+            }
+            if self.slots.is_complete() {
+                self.service.ready(self.slots.target());
+                if std::mem::take(&mut self.reloading) {
+                    info!("Reload complete: all workers are new");
+                }
+            }
+            self.service.pet(monotonic_ms());
             self.wait();
         }
     }
@@ -377,12 +452,17 @@ impl<'h> Master<'h> {
                 Ok(Some((pid, ending))) => {
                     // After the death, before its meaning is decided: this worker, or another one,
                     // may have been ready since we last looked.
-                    self.observe();
-                    let slot = self.slots.slot_of(pid);
+                    self.observe(now_ms);
                     self.slots.ended(pid, ending, now_ms);
-                    if let Some(record) = slot.and_then(|slot| self.shared.slot(slot)) {
-                        record.set_state(WorkerState::Empty);
-                        record.set_pid(0);
+                    if self.next_master == Some(pid) {
+                        self.next_master = None;
+                    }
+                    if let Some(at) = self.records.iter().position(|(owner, _)| *owner == pid) {
+                        let record = self.records.swap_remove(at).1;
+                        if let Some(record) = self.shared.record(record) {
+                            record.set_state(WorkerState::Empty);
+                            record.set_pid(0);
+                        }
                     }
                     if let Err(error) = self.host.child_exit(pid) {
                         self.abandon(&error);
@@ -395,13 +475,29 @@ impl<'h> Master<'h> {
                 }
             }
         }
-        self.observe();
+        self.observe(now_ms);
+        if self.earlier_master.is_some() && process::parent_id() != self.earlier_master {
+            self.promote(now_ms);
+        }
     }
 
-    fn observe(&mut self) {
-        for (slot, record) in self.shared.records().iter().enumerate().take(self.settings.workers) {
-            self.slots.observed(slot, record.state() >= WorkerState::Ready, record.heartbeat_ms());
+    fn observe(&mut self, now_ms: u64) {
+        for (pid, record) in &self.records {
+            if let Some(record) = self.shared.record(*record) {
+                let seen = Seen {
+                    ready: record.state() >= WorkerState::Ready,
+                    spent: record.is_spent(),
+                    heartbeat_ms: record.heartbeat_ms(),
+                };
+                self.slots.observed(*pid, seen, now_ms);
+            }
         }
+    }
+
+    /// The record of a worker that was not reaped yet.
+    fn record_of(&self, pid: Pid) -> Option<&WorkerRecord> {
+        let (_, record) = self.records.iter().find(|(owner, _)| *owner == pid)?;
+        self.shared.record(*record)
     }
 
     /// Does what was decided, and what is decided meanwhile.
@@ -414,16 +510,36 @@ impl<'h> Master<'h> {
             for action in actions {
                 match action {
                     Action::Fork { slot } => self.fork_into(slot),
-                    Action::Kill { pid, signal } => {
-                        // It was not reaped yet, so the number is still its own.
-                        if let Err(error) = process::kill(pid, signal) {
-                            // ESRCH: the worker has ended, and its end is about to be reaped.
-                            let name = signal::name(signal.as_raw());
-                            debug!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
+                    Action::Kill { pid, signal } => kill(pid, signal),
+                    Action::Leave { pid, order } => {
+                        if let Some(record) = self.record_of(pid) {
+                            record.set_order(order);
+                        }
+                        kill(pid, Signal::TERM);
+                    }
+                    Action::Reload => self.reload(),
+                    Action::DropGeneration => self.drop_generation(),
+                    Action::ForgetEarlier => {
+                        if let Some((_, listeners)) = self.earlier.take() {
+                            listeners.close_but(&[&self.listeners]);
                         }
                     }
-                    Action::StopListening => self.listeners.unlink(),
-                    Action::Log(note) => log(&note),
+                    Action::Upgrade => self.upgrade(),
+                    Action::Steer { slots } => self.listeners.steer(slots),
+                    Action::CloseSlot { slot } => self.listeners.close_slot(slot),
+                    Action::StopListening => {
+                        self.service.stopping(self.next_master);
+                        // A unix socket's file is the other master's, while there is one.
+                        if !self.slots.is_sharing() {
+                            self.listeners.unlink();
+                        }
+                    }
+                    Action::Log(note) => {
+                        if note == Note::Handling(Signal::USR1) {
+                            observe::reopen();
+                        }
+                        log(&note);
+                    }
                     Action::Finish(exit) => return Some(exit),
                 }
             }
@@ -432,7 +548,7 @@ impl<'h> Master<'h> {
 
     fn wait(&mut self) {
         let now_ms = monotonic_ms();
-        let until_ms = self.slots.next_ms(now_ms);
+        let until_ms = self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).min();
         let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
         let signals = &self.signals;
         self.host.wait(&mut || {
@@ -474,29 +590,170 @@ impl<'h> Master<'h> {
         }
     }
 
+    /// HUP. Whatever is wrong with the new settings, the server goes on with the old ones.
+    fn reload(&mut self) {
+        info!("Hang up: {NAME}");
+        self.service.reloading();
+        observe::reopen();
+        if let Err(error) = self.try_reload() {
+            let text = error.to_string();
+            error!(
+                "cannot reload, so the old settings stay: {}",
+                text.strip_prefix("error: ").unwrap_or(&text)
+            );
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<(), StartError> {
+        let mut settings = self.host.reload(&self.settings)?;
+        if settings.workers == 0 || settings.workers > WORKERS_MAX {
+            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
+            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
+        }
+        keep_what_cannot_change(&self.settings, &mut settings);
+        self.host.on_reload(&settings)?;
+        for notice in &settings.notices {
+            notice.log();
+        }
+        // While two masters share the listeners, they stay as they are.
+        let listeners = if settings.bind == self.settings.bind || self.slots.is_sharing() {
+            self.listeners.same()
+        } else {
+            self.listeners.reopen(&settings)
+        }?;
+        if settings.pidfile != self.settings.pidfile {
+            let junior = self.earlier_master.is_some();
+            let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, &settings));
+            match made.transpose() {
+                Ok(made) => {
+                    if let Some(old) = std::mem::replace(&mut self.pidfile, made) {
+                        old.remove();
+                    }
+                }
+                Err(error) => {
+                    listeners.close_but(&[&self.listeners]);
+                    return Err(error);
+                }
+            }
+        }
+        observe::set_level(settings.loglevel);
+        let rules = rules(&settings);
+        self.cpus = cpus(&settings);
+        let old_settings = std::mem::replace(&mut self.settings, Arc::new(settings));
+        let old_listeners = std::mem::replace(&mut self.listeners, listeners);
+        self.earlier = Some(match self.earlier.take() {
+            // The last generation has not shown yet that it can boot: it is skipped.
+            Some(earlier) if self.slots.may_drop() => {
+                old_listeners.close_but(&[&self.listeners, &earlier.1]);
+                earlier
+            }
+            Some((_, older)) => {
+                older.close_but(&[&self.listeners, &old_listeners]);
+                (old_settings, old_listeners)
+            }
+            None => (old_settings, old_listeners),
+        });
+        self.slots.reloaded(rules, monotonic_ms());
+        self.reloading = true;
+        self.summarise();
+        Ok(())
+    }
+
+    /// The new generation cannot boot.
+    fn drop_generation(&mut self) {
+        self.reloading = false;
+        if let Some((settings, listeners)) = self.earlier.take() {
+            let dropped = std::mem::replace(&mut self.listeners, listeners);
+            dropped.close_but(&[&self.listeners]);
+            self.cpus = cpus(&settings);
+            observe::set_level(settings.loglevel);
+            self.settings = settings;
+        }
+    }
+
+    /// USR2: starts this command again with all listeners.
+    fn upgrade(&mut self) {
+        let blocked = match signal::block(master_signals()) {
+            Ok(blocked) => blocked,
+            Err(error) => return error!("cannot start another master: {}", describe(&error)),
+        };
+        if let Err(error) = self.host.pre_exec() {
+            return error!("no other master is started: {}", error.what());
+        }
+        self.host.before_fork();
+        match process::fork() {
+            Ok(Fork::Child) => {
+                // Our handlers would write to the eventfd that is still the old master's.
+                let _ = Signals::install(SignalSet::EMPTY);
+                drop(blocked);
+                let error = match self.listeners.hand_over() {
+                    Ok(listeners) => self.launch.become_again(&listeners, self.pid),
+                    Err(error) => error,
+                };
+                let program = self.launch.program.display();
+                error!("cannot start another master: {program}: {}", describe(&error));
+                process::exit_now(Exit::Start.code())
+            }
+            Ok(Fork::Parent(pid)) => {
+                self.host.after_fork_parent();
+                drop(blocked);
+                info!("Started another master with pid: {pid}");
+                self.next_master = Some(pid);
+                self.slots.upgrading(pid);
+            }
+            Err(error) => {
+                self.host.after_fork_parent();
+                drop(blocked);
+                error!("cannot start another master: {}", describe(&error));
+            }
+        }
+    }
+
+    /// The master that started this one is gone.
+    fn promote(&mut self, now_ms: u64) {
+        self.earlier_master = None;
+        info!("{NAME} has been promoted.");
+        if let Some(path) = &self.settings.pidfile
+            && let Some(pidfile) = &mut self.pidfile
+            && let Err(error) = pidfile.rename(path)
+        {
+            warn!("cannot rename the pidfile to {}: {}", path.display(), describe(&error));
+        }
+        self.service.promoted();
+        self.slots.promoted(now_ms);
+    }
+
     fn fork_into(&mut self, slot: usize) {
         if self.slots.is_ending() {
             // A hook failed after this fork was decided.
             return self.slots.fork_failed(slot, monotonic_ms());
         }
-        let Some(record) = self.shared.slot(slot) else { return };
-        record.reset();
-        self.age += 1;
-        if let Err(error) = self.host.pre_fork(self.age) {
+        if let Err(error) = self.listeners.grow(slot, self.settings.backlog) {
+            error!("cannot listen for one more worker: {}", describe(&error));
+            return self.slots.fork_failed(slot, monotonic_ms());
+        }
+        if let Err(error) = self.host.pre_fork(self.age + 1) {
             self.slots.fork_failed(slot, monotonic_ms());
             return self.abandon(&error);
         }
+        let free = self.shared.records().iter().position(|record| record.state() == WorkerState::Empty);
+        let Some((index, record)) = free.and_then(|index| Some((index, self.shared.record(index)?))) else {
+            error!("cannot fork a worker: too many are still leaving");
+            return self.slots.fork_failed(slot, monotonic_ms());
+        };
+        record.reset(u32::try_from(slot).unwrap_or(u32::MAX));
+        self.age += 1;
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
         let blocked = match signal::block(master_signals()) {
             Ok(blocked) => blocked,
-            Err(error) => return self.fork_failed(slot, &error),
+            Err(error) => return self.fork_failed(slot, index, &error),
         };
         self.host.before_fork();
         match process::fork() {
             Ok(Fork::Child) => {
                 // A panic must not unwind into the embedding process: it would be a second master.
-                let code = catch_unwind(AssertUnwindSafe(|| self.become_worker(slot, blocked)));
+                let code = catch_unwind(AssertUnwindSafe(|| self.become_worker(slot, index, blocked)));
                 std::process::exit(code.unwrap_or(EXIT_PANIC))
             }
             Ok(Fork::Parent(pid)) => {
@@ -504,32 +761,38 @@ impl<'h> Master<'h> {
                 drop(blocked);
                 self.host.forked(pid);
                 record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
+                self.records.push((pid, index));
                 self.slots.forked(slot, pid, monotonic_ms());
             }
             Err(error) => {
                 self.host.after_fork_parent();
                 drop(blocked);
-                self.fork_failed(slot, &error);
+                self.fork_failed(slot, index, &error);
             }
         }
     }
 
-    fn fork_failed(&mut self, slot: usize, error: &io::Error) {
+    fn fork_failed(&mut self, slot: usize, record: usize, error: &io::Error) {
+        if let Some(record) = self.shared.record(record) {
+            record.set_state(WorkerState::Empty);
+        }
         error!("cannot fork a worker: {}", describe(error));
         self.slots.fork_failed(slot, monotonic_ms());
     }
 
     /// In the child. Returns the exit code.
-    fn become_worker(&mut self, slot: usize, blocked: signal::Blocked) -> i32 {
+    fn become_worker(&mut self, slot: usize, record: usize, blocked: signal::Blocked) -> i32 {
         let master_event = self.signals.event();
         let installed = Signals::install(worker_signals());
         drop(blocked);
         self.host.after_fork_child();
         // The lock on the pidfile is the master's; with a copy in a worker it would outlive it.
         self.pidfile = None;
+        // Nor are listeners of binds that are gone a new worker's business.
+        self.earlier = None;
         let context = installed
             .map_err(|error| system("handle signals", &error))
-            .and_then(|signals| self.prepare_worker(slot, signals, master_event));
+            .and_then(|signals| self.prepare_worker(slot, record, signals, master_event));
         let context = match context {
             Ok(Some(context)) => context,
             // The master has died meanwhile.
@@ -546,7 +809,7 @@ impl<'h> Master<'h> {
         let code = self.host.serve(context);
         self.host.worker_exit();
         // A worker that never served keeps its state: that is how the master can tell.
-        if let Some(record) = shared.slot(slot)
+        if let Some(record) = shared.record(record)
             && record.state() >= WorkerState::Ready
         {
             record.set_state(WorkerState::Exited);
@@ -557,6 +820,7 @@ impl<'h> Master<'h> {
     fn prepare_worker(
         &mut self,
         slot: usize,
+        record: usize,
         signals: Signals,
         master_event: BorrowedFd<'static>,
     ) -> Result<Option<WorkerContext>, StartError> {
@@ -589,6 +853,7 @@ impl<'h> Master<'h> {
             siblings,
             cpu,
             shared: self.shared.clone(),
+            record,
             parent_pid: self.pid,
             signals,
             master_event,
@@ -627,6 +892,60 @@ fn worker_signals() -> SignalSet {
     ])
 }
 
+fn kill(pid: Pid, signal: Signal) {
+    // It was not reaped yet, so the number is still its own.
+    if let Err(error) = process::kill(pid, signal) {
+        // ESRCH: the worker has ended, and its end is about to be reaped.
+        let name = signal::name(signal.as_raw());
+        debug!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
+    }
+}
+
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        workers: settings.workers,
+        timeout_ms: milliseconds(settings.timeout),
+        graceful_ms: milliseconds(settings.graceful_timeout),
+        daemon: settings.daemon,
+    }
+}
+
+/// The pidfile, under another name while an old master has the usual one (gunicorn's ".2").
+fn pidfile(path: &Path, pid: Pid, junior: bool, settings: &Settings) -> Result<Pidfile, StartError> {
+    let mut name = path.as_os_str().to_owned();
+    if junior {
+        name.push(".2");
+    }
+    Pidfile::create(Path::new(&name), pid).map_err(|error| error.from(settings.source("pidfile")))
+}
+
+/// What a running server is built on stays as it was at the start, and the log says so.
+fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
+    let mut kept = Vec::new();
+    let mut keep = |name: &'static str, changed: bool| {
+        if changed {
+            kept.push(name);
+        }
+    };
+    // The two ways of waiting want listeners in different modes.
+    keep("io", old.io != new.io);
+    keep("preload_app", old.preload_app != new.preload_app);
+    keep("user", old.user != new.user);
+    keep("group", old.group != new.group);
+    keep("initgroups", old.initgroups != new.initgroups);
+    keep("daemon", old.daemon != new.daemon);
+    keep("errorlog", old.errorlog != new.errorlog);
+    (new.io, new.preload_app, new.daemon) = (old.io, old.preload_app, old.daemon);
+    (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
+    new.errorlog = old.errorlog.clone();
+    if !kept.is_empty() {
+        warn!("changed settings that need a restart, and stay as they were: {}", kept.join(", "));
+    }
+    if new.preload_app {
+        warn!("the application was preloaded, so this reload does not load its code again; restart for that");
+    }
+}
+
 fn warn_about_threads() {
     if let Some(count) = process::thread_count()
         && count > 1
@@ -650,8 +969,18 @@ fn log(note: &Note) {
             let name = signal::name(signal.as_raw());
             info!("Handling signal: {}", name.trim_start_matches("SIG").to_lowercase());
         }
-        Note::NotYet(signal) => {
-            warn!("{} has no effect in this version", signal::name(signal.as_raw()));
+        Note::Ignored(signal, why) => warn!("{} has no effect: {why}", signal::name(signal.as_raw())),
+        Note::GenerationDropped { pid } => {
+            error!(
+                "Worker (pid:{pid}) of the new generation failed to boot, so the reload is dropped; the old workers serve on"
+            );
+        }
+        Note::UpgradeEnded { pid, ending } => {
+            let how = match ending {
+                Ending::Code(code) => format!("exited with code {code}"),
+                Ending::Signal(number) => format!("was sent {}", signal::name(*number)),
+            };
+            warn!("the new master (pid:{pid}) {how}; this one goes on");
         }
         Note::TimedOut { pid } => error!(target: CRITICAL, "WORKER TIMEOUT (pid:{pid})"),
         Note::BackOff { slot, delay_ms } => {

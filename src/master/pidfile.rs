@@ -60,6 +60,19 @@ impl Pidfile {
         Err(held(&path))
     }
 
+    /// Moves the file to `path`, whose owner has gone; what it left there is replaced.
+    ///
+    /// # Errors
+    /// The file cannot be moved; it stays where it is.
+    pub(super) fn rename(&mut self, path: &Path) -> io::Result<()> {
+        let path = std::path::absolute(path)?;
+        if is_at(&self.file, &self.path)? {
+            std::fs::rename(&self.path, &path)?;
+        }
+        self.path = path;
+        Ok(())
+    }
+
     /// Removes the file, unless it is no longer the one written by [`Pidfile::create`].
     pub(super) fn remove(self) {
         if is_at(&self.file, &self.path).unwrap_or(false)
@@ -221,6 +234,18 @@ mod tests {
         std::fs::write(&path, "other").unwrap();
         pidfile.remove();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "other");
+    }
+
+    /// A new master's file takes the old one's name once the old master is gone.
+    #[test]
+    fn a_file_that_moved_is_still_ours() {
+        let (directory, path) = place();
+        let mut pidfile = Pidfile::create(&directory.path().join("server.pid.2"), process::id()).unwrap();
+        pidfile.rename(&path).unwrap();
+        assert_eq!(names(directory.path()), ["server.pid"]);
+        assert!(Pidfile::create(&path, process::id()).is_err(), "the lock moved along");
+        pidfile.remove();
+        assert!(names(directory.path()).is_empty());
     }
 
     #[test]

@@ -10,7 +10,15 @@
 //! told `EADDRINUSE`. (Linux looks at the option at the time of each check, and makes the group out
 //! of a socket that listens already: `reuseport_add_sock`.) Later servers run the same check.
 //!
-//! **Unix sockets and inherited descriptors** have one listener that all workers share.
+//! **Unix sockets and inherited descriptors** have one listener that all workers share. Those that an
+//! earlier master of ours hands over (USR2) stay what they were.
+//!
+//! **The number of slots changes while clients come.** A connection belongs to the listener that its
+//! handshake began with, and is reset when that listener closes. So a slot that goes is first taken out
+//! of the kernel's choice (a filter on the group, `SO_ATTACH_REUSEPORT_CBPF`), its worker serves those
+//! that are on their way to it, and only then it closes. A slot that comes is let in when its worker
+//! serves. The kernel numbers the sockets of a group in the order in which they joined, and slots come
+//! and go at the end: the first n slots are the first n sockets.
 //!
 //! Listeners are in blocking mode: io_uring answers `EAGAIN` at once on a non-blocking one instead
 //! of waiting. A backend that needs it otherwise sets it, in the open file that all processes share.
@@ -18,20 +26,22 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::FdFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::launch::Inherited;
 use crate::config::{Bind, Settings};
 use crate::error::{Exit, StartError};
 use crate::ring::Accepting;
 use crate::sys::errno::describe;
-use crate::sys::fd::take_inherited;
+use crate::sys::fd::{steer_group, take_inherited};
 
 /// How long a port in use is tried again: as long as the server before us may need to leave.
 /// gunicorn tries for 5 s, which hides a plain mistake from the operator.
@@ -87,6 +97,8 @@ pub struct SiblingListener {
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     groups: Vec<Group>,
+    /// New connections go to the first so many sockets of each group; `None` leaves it to the kernel.
+    open: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -105,7 +117,7 @@ enum Sockets {
 }
 
 /// A unix socket's name in the file system, and which file we made there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -118,17 +130,51 @@ impl Listeners {
     /// # Errors
     /// The first bind that cannot be had; those opened before are closed, and their files removed.
     pub(super) fn open(settings: &Settings) -> Result<Self, StartError> {
-        Self::open_within(settings, PATIENCE)
+        Self::open_within(settings, None, PATIENCE)
     }
 
-    fn open_within(settings: &Settings, patience: Duration) -> Result<Self, StartError> {
+    /// The listeners for new settings: those of binds that stay are taken along, others are opened.
+    ///
+    /// # Errors
+    /// As for [`Listeners::open`]; `self` goes on as it is.
+    pub(super) fn reopen(&self, settings: &Settings) -> Result<Self, StartError> {
+        Self::open_within(settings, Some(self), PATIENCE)
+    }
+
+    /// The same listeners once more, for settings that do not change them.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn same(&self) -> Result<Self, StartError> {
+        let groups: io::Result<_> = self.groups.iter().map(Group::try_clone).collect();
+        let groups = groups.map_err(|error| {
+            StartError::new(Exit::Start, format!("cannot keep the listeners: {}", describe(&error)))
+        })?;
+        Ok(Self { groups, open: self.open })
+    }
+
+    fn open_within(
+        settings: &Settings,
+        earlier: Option<&Self>,
+        patience: Duration,
+    ) -> Result<Self, StartError> {
         if let Some(warning) = backlog_warning(settings.backlog, somaxconn()) {
             tracing::warn!("{warning}");
         }
-        let mut listeners = Self::default();
+        let mut listeners = Self { groups: Vec::new(), open: earlier.and_then(|earlier| earlier.open) };
         let give_up = Instant::now() + patience;
         for (index, bind) in settings.bind.iter().enumerate() {
+            let kept = earlier.and_then(|earlier| {
+                let taken = |group: &Group| listeners.groups.iter().any(|other| other.local == group.local);
+                earlier.groups.iter().find(|group| group.bind == *bind && !taken(group))
+            });
             let opened = match bind {
+                _ if kept.is_some_and(|group| group.set_backlog(settings.backlog).is_ok()) => {
+                    kept.map_or(Err(io::ErrorKind::NotFound.into()), Group::try_clone).map_err(|error| {
+                        let what = format!("cannot keep the listener of {bind}: {}", describe(&error));
+                        StartError::new(Exit::Start, what)
+                    })
+                }
                 Bind::Fd(_) if settings.bind[..index].contains(bind) => {
                     Err(StartError::new(Exit::Start, format!("cannot listen on {bind} twice"))
                         .from(settings.source("bind")))
@@ -138,12 +184,169 @@ impl Listeners {
             match opened {
                 Ok(group) => listeners.groups.push(group),
                 Err(error) => {
-                    listeners.unlink();
+                    match earlier {
+                        Some(earlier) => listeners.close_but(&[earlier]),
+                        None => listeners.unlink(),
+                    }
                     return Err(error);
                 }
             }
         }
         Ok(listeners)
+    }
+
+    /// The listeners that somebody hands over: an earlier master (USR2), or a service manager (socket
+    /// activation). As in gunicorn they take the place of `bind`.
+    ///
+    /// # Errors
+    /// A number that is no descriptor of a stream socket.
+    pub(super) fn inherit(inherited: &Inherited, settings: &Settings) -> Result<Self, StartError> {
+        let mut groups: Vec<Group> = Vec::new();
+        for socket in inherited.sockets() {
+            let bind = Bind::Fd(socket.fd);
+            // The mode belongs to the open socket. While an old master's workers accept from it, it is
+            // theirs: a blocking accept would stop their I/O threads.
+            let opened = open_inherited(socket.fd, settings.backlog, !inherited.in_use());
+            let (local, fd) = opened.map_err(|refused| {
+                let hint = format!("it comes from {} in the environment", inherited.variable());
+                refused.explain(&bind).hint(hint)
+            })?;
+            let group = groups.iter_mut().find(|group| group.local == local);
+            match group.map(|group| &mut group.sockets) {
+                Some(Sockets::PerSlot(sockets)) if !socket.shared => sockets.push(fd),
+                _ if socket.shared => {
+                    // Removed at the end by whoever is alone with it then; not if it is not ours.
+                    let file = match &local {
+                        LocalAddr::Unix(path) if socket.owned => SocketFile::of(path).ok(),
+                        _ => None,
+                    };
+                    groups.push(Group { bind, local, sockets: Sockets::Shared(fd, file) });
+                }
+                _ => groups.push(Group { bind, local, sockets: Sockets::PerSlot(vec![fd]) }),
+            }
+        }
+        if groups.len() == settings.bind.len() {
+            // So that a reload finds them by their binds, as the first master would.
+            for (group, bind) in groups.iter_mut().zip(&settings.bind) {
+                group.bind = bind.clone();
+            }
+        }
+        Ok(Self { groups, open: None })
+    }
+
+    /// Whether somebody waits for them with epoll, and has therefore made them non-blocking.
+    pub(super) fn is_epolled(&self) -> bool {
+        let nonblocking = |(fd, _): (&OwnedFd, _)| {
+            rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+        };
+        self.names().any(nonblocking)
+    }
+
+    /// How many slots have listeners of their own; 0 without TCP.
+    pub(super) fn slots(&self) -> usize {
+        let own = self.groups.iter().filter_map(|group| match &group.sockets {
+            Sockets::PerSlot(sockets) => Some(sockets.len()),
+            Sockets::Shared(..) => None,
+        });
+        own.max().unwrap_or(0)
+    }
+
+    /// Opens the listeners of the slots up to `slot` that have none yet. No client is led there before
+    /// [`Listeners::steer`] says so.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(super) fn grow(&mut self, slot: usize, backlog: u32) -> io::Result<()> {
+        let mut grown = false;
+        for group in &mut self.groups {
+            let LocalAddr::Tcp(local) = group.local else { continue };
+            let Sockets::PerSlot(sockets) = &mut group.sockets else { continue };
+            let before = sockets.len();
+            while sockets.len() <= slot {
+                if sockets.len() == before {
+                    for socket in sockets.iter() {
+                        socket2::SockRef::from(socket).set_reuse_port(true)?;
+                    }
+                    if before > 1 {
+                        steer(sockets, self.open.unwrap_or(before).min(before), true);
+                    }
+                }
+                sockets.push(join_group(local, backlog)?.into());
+                steer(sockets, self.open.unwrap_or(before).min(before), false);
+                grown = true;
+            }
+            if grown && self.open.is_none() {
+                self.open = Some(before);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leads new connections to the first `slots` slots.
+    pub(super) fn steer(&mut self, slots: usize) {
+        self.open = Some(slots);
+        for group in &self.groups {
+            if let Sockets::PerSlot(sockets) = &group.sockets {
+                steer(sockets, slots, false);
+            }
+        }
+    }
+
+    /// Closes the listeners of a slot that nobody serves any more, and of those above it.
+    pub(super) fn close_slot(&mut self, slot: usize) {
+        for group in &mut self.groups {
+            if let Sockets::PerSlot(sockets) = &mut group.sockets {
+                while sockets.len() > slot.max(1)
+                    && let Some(socket) = sockets.pop()
+                {
+                    shut(&socket);
+                }
+            }
+        }
+        // The filter names sockets by their number: with fewer of them it must not be the old one.
+        if let Some(open) = self.open {
+            self.steer(open);
+        }
+    }
+
+    /// Closes these listeners but for those that are also among `kept`.
+    pub(super) fn close_but(self, kept: &[&Self]) {
+        for group in self.groups {
+            let stays = |other: &Group| other.local == group.local;
+            if kept.iter().any(|listeners| listeners.groups.iter().any(stays)) {
+                continue;
+            }
+            match group.sockets {
+                Sockets::PerSlot(sockets) => sockets.iter().for_each(shut),
+                Sockets::Shared(_, file) => {
+                    if let Some(file) = file {
+                        file.remove();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets a program that this process becomes (execve(2)) keep the listeners, and says which they are
+    /// in the form that [`Inherited`] reads. For a forked child only.
+    ///
+    /// # Errors
+    /// None that an open descriptor can cause.
+    pub(super) fn hand_over(&self) -> io::Result<String> {
+        let mut names = Vec::new();
+        for (fd, kind) in self.names() {
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+            names.push(format!("{}{kind}", fd.as_raw_fd()));
+        }
+        Ok(names.join(","))
+    }
+
+    fn names(&self) -> impl Iterator<Item = (&OwnedFd, &'static str)> {
+        self.groups.iter().flat_map(|group| match &group.sockets {
+            Sockets::PerSlot(sockets) => sockets.iter().map(|fd| (fd, "")).collect::<Vec<_>>(),
+            Sockets::Shared(fd, Some(_)) => vec![(fd, "u")],
+            Sockets::Shared(fd, None) => vec![(fd, "s")],
+        })
     }
 
     /// Where the server listens, in the order of the settings.
@@ -187,6 +390,48 @@ impl Listeners {
                 file.remove();
             }
         }
+    }
+}
+
+impl Group {
+    fn try_clone(&self) -> io::Result<Self> {
+        let sockets = match &self.sockets {
+            Sockets::PerSlot(sockets) => {
+                Sockets::PerSlot(sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?)
+            }
+            Sockets::Shared(fd, file) => Sockets::Shared(fd.try_clone()?, file.clone()),
+        };
+        Ok(Self { bind: self.bind.clone(), local: self.local.clone(), sockets })
+    }
+
+    fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        match &self.sockets {
+            Sockets::PerSlot(sockets) => {
+                sockets.iter().try_for_each(|fd| listen(&socket2::SockRef::from(fd), backlog))
+            }
+            Sockets::Shared(fd, _) => listen(&socket2::SockRef::from(fd), backlog),
+        }
+    }
+}
+
+/// Leads new connections of a group to its first `count` sockets, or with `filter` off and all of them
+/// open lets the kernel choose by its hash, as it does by itself.
+fn steer(sockets: &[OwnedFd], count: usize, filter: bool) {
+    let Some(first) = sockets.first().filter(|_| sockets.len() > 1) else { return };
+    let count = count.clamp(1, sockets.len());
+    let filter = filter || count < sockets.len();
+    let count = u32::try_from(count).ok().filter(|_| filter);
+    if let Err(error) = steer_group(first.as_fd(), count) {
+        // Without it clients of a slot that comes or goes may wait, or be reset. There is nothing to undo.
+        tracing::debug!("cannot steer new connections: {}", describe(&error));
+    }
+}
+
+/// Ends listening for all processes that have the socket. Who waits in its queue is reset: nobody should
+/// be there any more.
+fn shut(socket: &OwnedFd) {
+    if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
+        tracing::debug!("cannot close a listener: {}", describe(&error.into()));
     }
 }
 
@@ -304,7 +549,7 @@ fn open(bind: &Bind, settings: &Settings) -> Result<Group, Refused> {
             (LocalAddr::Unix(path.clone()), Sockets::Shared(socket, file))
         }
         Bind::Fd(number) => {
-            let (local, socket) = open_inherited(*number, settings.backlog)?;
+            let (local, socket) = open_inherited(*number, settings.backlog, true)?;
             (local, Sockets::Shared(socket, None))
         }
     };
@@ -329,13 +574,18 @@ fn open_tcp(address: SocketAddr, slots: usize, backlog: u32) -> io::Result<(Sock
     }
     let mut sockets = vec![OwnedFd::from(first)];
     while sockets.len() < slots {
-        let socket = tcp_socket(local)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&local.into())?;
-        listen(&socket, backlog)?;
-        sockets.push(socket.into());
+        sockets.push(join_group(local, backlog)?.into());
     }
     Ok((local, sockets))
+}
+
+/// One more listener of a group that is open already.
+fn join_group(local: SocketAddr, backlog: u32) -> io::Result<Socket> {
+    let socket = tcp_socket(local)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&local.into())?;
+    listen(&socket, backlog)?;
+    Ok(socket)
 }
 
 /// An IPv6 wildcard takes IPv4 too where the machine's bindv6only says so, as in gunicorn.
@@ -434,12 +684,14 @@ impl Drop for Umask {
     }
 }
 
-fn open_inherited(number: i32, backlog: u32) -> Result<(LocalAddr, OwnedFd), Refused> {
+fn open_inherited(number: i32, backlog: u32, free: bool) -> Result<(LocalAddr, OwnedFd), Refused> {
     let socket = Socket::from(take_inherited(number)?);
     if socket.r#type()? != Type::STREAM {
         return Err(Refused::NotAStream);
     }
-    socket.set_nonblocking(false)?;
+    if free {
+        socket.set_nonblocking(false)?;
+    }
     if !socket.is_listener()? {
         listen(&socket, backlog)?;
     }
@@ -490,7 +742,7 @@ mod tests {
     }
 
     fn open_now(settings: &Settings) -> Result<Listeners, StartError> {
-        Listeners::open_within(settings, Duration::ZERO)
+        Listeners::open_within(settings, None, Duration::ZERO)
     }
 
     fn port(listeners: &Listeners) -> u16 {
@@ -665,6 +917,61 @@ mod tests {
         let listeners = open_now(&settings(vec![Bind::Unix(name.into())], 1)).unwrap();
         let shown = listeners.addresses().next().unwrap().to_string();
         assert_eq!(shown, format!("unix:@ringhorn-test-{}", std::process::id()));
+    }
+
+    /// Which socket of the first group the next connections wait in.
+    fn waiting(listeners: &Listeners, clients: usize) -> Vec<usize> {
+        let Sockets::PerSlot(sockets) = &listeners.groups[0].sockets else { panic!("not TCP") };
+        let address = listeners.addresses().next().unwrap().clone();
+        let LocalAddr::Tcp(address) = address else { panic!("not TCP") };
+        let _clients: Vec<_> = (0..clients).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let count = |fd: &OwnedFd| {
+            let listener = TcpListener::from(fd.try_clone().unwrap());
+            listener.set_nonblocking(true).unwrap();
+            std::iter::from_fn(|| listener.accept().ok()).count()
+        };
+        sockets.iter().map(count).collect()
+    }
+
+    /// A slot that comes gets no client before it is let in, one that goes gets none any more, and both
+    /// without one being lost.
+    #[test]
+    fn clients_are_led_to_the_slots_that_are_open() {
+        let mut listeners = open_now(&settings(vec![tcp("127.0.0.1", 0)], 1)).unwrap();
+        assert_eq!(waiting(&listeners, 10), [10]);
+        listeners.grow(2, 64).unwrap();
+        assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
+        listeners.steer(2);
+        let two = waiting(&listeners, 60);
+        assert!(two[0] > 0 && two[1] > 0 && two[2] == 0, "{two:?}");
+        listeners.steer(3);
+        let three = waiting(&listeners, 60);
+        assert!(three.iter().all(|count| *count > 0), "{three:?}");
+        listeners.steer(1);
+        assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
+        listeners.close_slot(1);
+        assert_eq!(waiting(&listeners, 40), [40]);
+        listeners.grow(1, 64).unwrap();
+        assert_eq!(waiting(&listeners, 40), [40, 0]);
+        listeners.steer(2);
+        assert_eq!(waiting(&listeners, 60).iter().sum::<usize>(), 60);
+    }
+
+    #[test]
+    fn new_settings_keep_the_listeners_they_share_with_the_old_ones() {
+        let (kept, gone) =
+            (tcp("127.0.0.1", 0), Bind::Unix(tempfile::tempdir().unwrap().keep().join("app.sock")));
+        let old = open_now(&settings(vec![kept.clone(), gone.clone()], 2)).unwrap();
+        let new = old.reopen(&settings(vec![kept, tcp("127.0.0.1", 0)], 2)).unwrap();
+        let (was, is): (Vec<_>, Vec<_>) =
+            (old.addresses().cloned().collect(), new.addresses().cloned().collect());
+        assert_eq!((was[0].clone(), is.len()), (is[0].clone(), 2));
+        let Bind::Unix(path) = gone else { unreachable!("made above") };
+        assert!(path.exists(), "the old generation still serves there");
+        old.close_but(&[&new]);
+        assert!(!path.exists());
+        assert_eq!(waiting(&new, 10).iter().sum::<usize>(), 10);
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
     }
 
     #[test]

@@ -57,6 +57,13 @@ pub fn reopen() {
     }
 }
 
+/// Changes the least level that the error log takes.
+pub fn set_level(level: Level) {
+    if let Some(log) = ERROR_LOG.get() {
+        log.set_level(level);
+    }
+}
+
 /// Opens a log file for appending, so that several processes write whole lines to one file.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)

@@ -5,7 +5,7 @@
 //! (`EBADF`, `ENOTSOCK`), never undefined behaviour.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::FdFlags;
 
@@ -84,6 +84,55 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     // SAFETY: `FIONBIO` reads one int behind the pointer, and `on` lives until the call returns.
     let result = unsafe { libc::ioctl(fd, libc::FIONBIO, &raw mut on) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Leads new connections of a `SO_REUSEPORT` group to its first `count` sockets, at random, or with
+/// `None` to any of them by the kernel's hash. `member` is any listener of the group.
+///
+/// # Errors
+/// `EINVAL`: the socket belongs to no group. `ENOENT`: there was no filter to remove.
+///
+/// # Source
+/// socket(7), `SO_ATTACH_REUSEPORT_CBPF` (Linux 4.6 for TCP), `SO_DETACH_REUSEPORT_BPF`.
+pub fn steer_group(member: BorrowedFd<'_>, count: Option<u32>) -> io::Result<()> {
+    // linux/filter.h: where a program finds a random number in place of a packet's bytes.
+    const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned();
+    let instruction = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let result = if let Some(count) = count {
+        let mut program = [
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+            instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count.max(1)),
+            instruction(libc::BPF_RET | libc::BPF_A, 0),
+        ];
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: `program` and the instructions it points to are initialised and outlive the call; the
+        // kernel copies and checks them.
+        unsafe {
+            libc::setsockopt(
+                member.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_REUSEPORT_CBPF,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        }
+    } else {
+        let nothing: libc::c_int = 0;
+        // SAFETY: the kernel reads one int, which outlives the call.
+        unsafe {
+            libc::setsockopt(
+                member.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_DETACH_REUSEPORT_BPF,
+                (&raw const nothing).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        }
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

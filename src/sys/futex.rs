@@ -28,7 +28,8 @@ pub enum Wakeup {
 ///
 /// A handler that runs between the caller's last look at its flags and the sleep cannot interrupt
 /// what has not begun. Whoever must notice every signal therefore also lets the handler's wake-up
-/// descriptor lead to an `unpark` (the I/O thread does: see [`super::signal::Signals::wake_through`]).
+/// descriptor lead to an `unpark` (the I/O thread does: see [`super::signal::Signals::wake_through`]), or
+/// looks again from time to time (the main thread does, whose handlers are the interpreter's).
 #[derive(Debug, Default)]
 pub struct Parker {
     state: AtomicU32,

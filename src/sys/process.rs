@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
 pub use rustix::process::Pid;
@@ -107,6 +108,48 @@ pub fn parent_id() -> Option<Pid> {
 pub fn die_with(parent: Pid) -> io::Result<bool> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(parent_id() == Some(parent))
+}
+
+/// Sends this process `signal` when its parent dies (PR_SET_PDEATHSIG).
+///
+/// # Errors
+/// What prctl(2) refuses.
+pub fn hear_of_parents_end(signal: Signal) -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(signal))?)
+}
+
+/// Makes this process the leader of a new session, without a terminal.
+///
+/// # Errors
+/// `EPERM`: it leads a process group already.
+///
+/// # Source
+/// setsid(2).
+pub fn lead_session() -> io::Result<()> {
+    rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Sets the mode bits that new files are created without.
+pub fn set_umask(mask: u32) {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+}
+
+/// Points standard input at /dev/null, and unless `keep_output` also standard output and error.
+///
+/// # Errors
+/// /dev/null cannot be opened.
+pub fn detach_streams(keep_output: bool) -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let last = if keep_output { libc::STDIN_FILENO } else { libc::STDERR_FILENO };
+    for stream in libc::STDIN_FILENO..=last {
+        // SAFETY: dup2(2) has no conditions on memory; the standard descriptors belong to the process as
+        // a whole, and whoever writes to them writes to /dev/null from here on.
+        if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Names the calling thread (PR_SET_NAME); the kernel keeps 15 bytes.

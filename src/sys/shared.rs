@@ -1,22 +1,23 @@
-//! A page that the master and all workers see: one record per worker slot.
+//! A page that the master and all workers see: one record per worker process.
 //!
 //! It is mapped before the fork and holds nothing but atomics. The worker writes its record, the
-//! master and the siblings read it; only the master resets it, before it forks into the slot.
+//! master and the siblings read it; only the master resets it, before it forks the worker. Two workers
+//! of one slot, the old one and its successor, have a record each.
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::clock::monotonic_ms;
-use crate::limits::WORKERS_MAX;
+use crate::limits::RECORDS_MAX;
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum WorkerState {
-    /// Nobody was ever forked into the slot, or its worker was reaped.
+    /// The record is free: it was never used, or its worker was reaped.
     Empty = 0,
     /// Forked; the application is being loaded.
     Booting = 1,
@@ -40,22 +41,41 @@ impl WorkerState {
     }
 }
 
-/// The record of one worker slot. Two cache lines, because processors fetch lines in pairs: a
+/// How a worker is to leave, in rising urgency. The order stands in its record before TERM is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Order {
+    /// Another worker goes on with the same listeners, and clients should not notice: idle connections
+    /// are kept as long as they would have been, and the next answer on each announces the close.
+    Retire = 1,
+    /// This server stops, another one goes on with the listeners: as above, but soon.
+    Leave = 2,
+    /// The server stops: serve what waits in the listeners, then close them.
+    Close = 3,
+}
+
+/// The record of one worker. Two cache lines, because processors fetch lines in pairs: a
 /// worker's beat must not slow its neighbour down.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
-pub struct SlotRecord {
+pub struct WorkerRecord {
     heartbeat_ms: AtomicU64,
     requests: AtomicU64,
     connections: AtomicU32,
     state: AtomicU32,
     pid: AtomicU32,
+    slot: AtomicU32,
+    order: AtomicU32,
+    spent: AtomicBool,
 }
 
-impl SlotRecord {
-    /// Makes the record that of a worker about to be forked.
-    pub fn reset(&self) {
+impl WorkerRecord {
+    /// Makes the record that of a worker about to be forked into `slot`.
+    pub fn reset(&self, slot: u32) {
         self.pid.store(0, Ordering::Relaxed);
+        self.slot.store(slot, Ordering::Relaxed);
+        self.order.store(0, Ordering::Relaxed);
+        self.spent.store(false, Ordering::Relaxed);
         self.requests.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
         self.heartbeat_ms.store(monotonic_ms(), Ordering::Relaxed);
@@ -84,12 +104,45 @@ impl SlotRecord {
         WorkerState::from_number(self.state.load(Ordering::Acquire))
     }
 
-    /// Says which process serves the slot; 0 is none.
+    /// The slot of the worker, while there is one.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
+    /// Says how the worker is to leave. The signal follows.
+    pub fn set_order(&self, order: Order) {
+        self.order.store(order as u32, Ordering::Release);
+    }
+
+    /// How the worker is to leave; `None` when the master did not say.
+    #[must_use]
+    pub fn order(&self) -> Option<Order> {
+        match self.order.load(Ordering::Acquire) {
+            1 => Some(Order::Retire),
+            2 => Some(Order::Leave),
+            3 => Some(Order::Close),
+            _ => None,
+        }
+    }
+
+    /// Says that the worker has answered enough requests (`max_requests`) and is to be replaced.
+    pub fn set_spent(&self) {
+        self.spent.store(true, Ordering::Release);
+    }
+
+    /// Whether the worker is to be replaced.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Acquire)
+    }
+
+    /// Says which process this is; 0 is none.
     pub fn set_pid(&self, pid: u32) {
         self.pid.store(pid, Ordering::Relaxed);
     }
 
-    /// Which process serves the slot; 0 is none.
+    /// Which process this is; 0 is none.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
@@ -118,11 +171,11 @@ impl SlotRecord {
     }
 }
 
-/// The mapping: [`WORKERS_MAX`] records, of which the kernel provides only those touched.
+/// The mapping: [`RECORDS_MAX`] records, of which the kernel provides only those touched.
 #[derive(Debug)]
 pub struct SharedPage {
-    // Invariant: points to a live mapping of `WORKERS_MAX` records until drop.
-    records: NonNull<SlotRecord>,
+    // Invariant: points to a live mapping of `RECORDS_MAX` records until drop.
+    records: NonNull<WorkerRecord>,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access to it is through shared references to
@@ -131,7 +184,7 @@ unsafe impl Send for SharedPage {}
 // SAFETY: as above.
 unsafe impl Sync for SharedPage {}
 
-const BYTES: usize = WORKERS_MAX * size_of::<SlotRecord>();
+const BYTES: usize = RECORDS_MAX * size_of::<WorkerRecord>();
 
 impl SharedPage {
     /// Maps the page. Children forked from now on share it.
@@ -145,23 +198,23 @@ impl SharedPage {
         let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), BYTES, protection, MapFlags::SHARED) }?;
         // Zeroed memory is a valid record: all fields are atomics, and 0 is `Empty`. A mapping is
         // aligned to a page.
-        NonNull::new(mapped.cast::<SlotRecord>())
+        NonNull::new(mapped.cast::<WorkerRecord>())
             .map(|records| Self { records })
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
     }
 
-    /// The record of a slot; `None` from [`WORKERS_MAX`] on.
+    /// The record with this number; `None` from [`RECORDS_MAX`] on.
     #[must_use]
-    pub fn slot(&self, index: usize) -> Option<&SlotRecord> {
+    pub fn record(&self, index: usize) -> Option<&WorkerRecord> {
         self.records().get(index)
     }
 
-    /// The records of all slots.
+    /// All records; those in use are not [`WorkerState::Empty`].
     #[must_use]
-    pub fn records(&self) -> &[SlotRecord] {
-        // SAFETY: by the invariant the mapping has `WORKERS_MAX` records and lives as long as
+    pub fn records(&self) -> &[WorkerRecord] {
+        // SAFETY: by the invariant the mapping has `RECORDS_MAX` records and lives as long as
         // `self`; other processes change them only through the same atomics.
-        unsafe { std::slice::from_raw_parts(self.records.as_ptr(), WORKERS_MAX) }
+        unsafe { std::slice::from_raw_parts(self.records.as_ptr(), RECORDS_MAX) }
     }
 }
 
@@ -182,23 +235,24 @@ mod tests {
     #[test]
     fn records_are_apart_and_have_an_end() {
         let page = SharedPage::new().unwrap();
-        let record = page.slot(3).unwrap();
+        let record = page.record(3).unwrap();
         assert_eq!(record.state(), WorkerState::Empty);
         record.set_pid(7);
         record.add_requests(7);
-        record.reset();
+        record.reset(5);
+        assert_eq!(record.slot(), 5);
         assert_eq!((record.state(), record.pid(), record.requests()), (WorkerState::Booting, 0, 0));
         assert!(record.heartbeat_ms() > 0);
         // Its neighbours are untouched, and there is an end.
-        assert_eq!(page.slot(2).unwrap().state(), WorkerState::Empty);
-        assert_eq!(page.slot(4).unwrap().state(), WorkerState::Empty);
-        assert!(page.slot(WORKERS_MAX).is_none());
+        assert_eq!(page.record(2).unwrap().state(), WorkerState::Empty);
+        assert_eq!(page.record(4).unwrap().state(), WorkerState::Empty);
+        assert!(page.record(RECORDS_MAX).is_none());
     }
 
     #[test]
     fn a_state_reads_back_as_it_was_set() {
         let page = SharedPage::new().unwrap();
-        let record = page.slot(WORKERS_MAX - 1).unwrap();
+        let record = page.record(RECORDS_MAX - 1).unwrap();
         for state in [WorkerState::Ready, WorkerState::Draining, WorkerState::Exited, WorkerState::Empty] {
             record.set_state(state);
             assert_eq!(record.state(), state);

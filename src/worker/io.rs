@@ -19,11 +19,15 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS, HEARTBEAT_MS,
-    LINGER_BYTES_MAX, PIPELINE_BYTES_MAX,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
+
+/// Turns after accepting ended in which a connection may still be delivered: one that submits the end, one that
+/// brings what was on its way.
+const CLOSED_TURNS: u8 = 2;
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -50,7 +54,15 @@ pub(super) struct Io {
     batch: Vec<Box<Exchange>>,
     /// Decoded bytes of bodies that nobody wants.
     waste: Vec<u8>,
+    /// How this worker leaves, once it was told to.
+    leaving: Option<Stop>,
+    /// When it leaves, whatever is still open.
     draining: Option<u64>,
+    /// When idle connections are looked at again, while it leaves.
+    sweep_ms: u64,
+    entrance: Entrance,
+    /// Requests handed over since the last pulse.
+    begun: u64,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
     events: Vec<Event>,
@@ -59,6 +71,20 @@ pub(super) struct Io {
     /// What other threads do between two events of a turn.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) meanwhile: Option<Box<dyn FnMut()>>,
+}
+
+/// Whether connections come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entrance {
+    Open,
+    /// They do until the queues are empty, or until this time.
+    Closing {
+        until_ms: u64,
+    },
+    /// They do not. The backend may still deliver one that it had taken; turns since then.
+    Closed {
+        turns: u8,
+    },
 }
 
 impl Io {
@@ -87,7 +113,11 @@ impl Io {
             blank: None,
             batch: Vec::new(),
             waste: Vec::new(),
+            leaving: None,
             draining: None,
+            sweep_ms: 0,
+            entrance: Entrance::Open,
+            begun: 0,
             waiting: 0,
             events: Vec::new(),
             reports: Vec::new(),
@@ -107,16 +137,20 @@ impl Io {
         }
     }
 
-    /// Runs until `stop` says so and the connections are done. `pulse` is told the time at each turn. Returns the
-    /// milliseconds that are left for the runners.
+    /// Runs until `stop` says so and the connections are done. `pulse` is told, at each turn, the time and how many
+    /// requests were begun since the last one. Returns the milliseconds that are left for the runners.
     ///
     /// # Errors
     /// When the backend fails.
-    pub(super) fn run(&mut self, stop: &dyn Fn() -> Option<Stop>, pulse: &dyn Fn(u64)) -> io::Result<u64> {
+    pub(super) fn run(
+        &mut self,
+        stop: &dyn Fn() -> Option<Stop>,
+        pulse: &dyn Fn(u64, u64),
+    ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
             self.turn()?;
-            pulse(self.now_ms);
+            pulse(self.now_ms, std::mem::take(&mut self.begun));
             if self.waiting > 0 {
                 self.pool.supervise(&mut watch, &self.app);
             }
@@ -181,10 +215,17 @@ impl Io {
                 self.draining = None;
                 return true;
             }
-            Some(Stop::Graceful) if self.draining.is_none() => self.drain(),
+            Some(stop) if self.leaving < Some(stop) => self.drain(stop),
             _ => {}
         }
-        self.draining.is_some_and(|deadline| self.conns.len() == 0 || self.now_ms >= deadline)
+        if let Some(stop) = self.leaving
+            && self.sweep_ms <= self.now_ms
+        {
+            self.sweep(stop);
+        }
+        self.close_entrance();
+        let empty = self.conns.len() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
+        self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
     }
 
     /// Closes what is open. An answer that is cut by it is reset: its end may be the connection's end, and
@@ -204,6 +245,9 @@ impl Io {
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
             ms = BATCH_CHECK_MS;
+        }
+        if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
+            ms = 1;
         }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
             ms = ms.min(at.saturating_sub(self.now_ms));
@@ -258,6 +302,9 @@ impl Io {
     }
 
     fn accept_failed(&mut self, listener: usize, error: &io::Error) {
+        if self.leaving.is_some() {
+            return;
+        }
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
         if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
             self.accept_warned_ms = Some(self.now_ms);
@@ -555,6 +602,7 @@ impl Io {
             exchange.request.received_ns = clock::monotonic_ns();
         }
         conn.link.hand_over();
+        self.begun += 1;
         if stream.is_some() {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
@@ -686,8 +734,8 @@ impl Io {
             return;
         } else {
             // The close of an answer whose head left before the draining began could not be announced.
-            let idle_ms = if self.draining.is_some() { DRAIN_IDLE_MS } else { self.rules.keepalive_ms };
-            self.set_deadline(token, idle_ms);
+            let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
+            self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
@@ -867,30 +915,75 @@ impl Io {
 
     // ---- leaving -----------------------------------------------------------------------------
 
-    /// Stops taking connections; answers what was accepted, and ends each connection after its answer.
-    fn drain(&mut self) {
-        self.port.drain();
-        self.draining = Some(self.now_ms + self.rules.graceful_ms);
-        self.accept_again_ms = None;
-        for index in 0..self.doors.len() {
-            self.driver.stop_accept(index);
+    /// Begins to leave, or hurries: what was accepted is answered, and each connection ends after its answer.
+    fn drain(&mut self, stop: Stop) {
+        let first = self.leaving.is_none();
+        debug!("told to leave ({stop:?}): connections {}", self.conns.len());
+        self.leaving = Some(stop);
+        if first {
+            self.port.drain();
+            self.draining = Some(self.now_ms + self.rules.graceful_ms);
+            self.accept_again_ms = None;
         }
-        // What the kernel had queued for this worker alone is still ours to serve.
-        for index in 0..self.doors.len() {
-            while let Some(socket) = self.doors[index].accept_queued() {
-                self.on_accepted(index, socket);
-            }
+        let entrance_ms = if stop == Stop::Retire { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
+        if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
+            self.entrance = Entrance::Closing { until_ms: self.now_ms + entrance_ms };
+        } else if stop == Stop::Close {
+            self.doors.iter().for_each(Door::close);
         }
+        self.sweep_ms = self.now_ms;
+    }
+
+    /// How long an idle connection is kept by a worker that leaves.
+    fn last_idle_ms(&self, stop: Stop) -> u64 {
+        match stop {
+            // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
+            // the last moment: the master's patience ends then.
+            Stop::Retire => RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2),
+            _ => DRAIN_IDLE_MS,
+        }
+    }
+
+    /// Shortens the time that idle connections have. Again and again while the worker leaves: some are accepted,
+    /// and some answers were begun, before the order came.
+    fn sweep(&mut self, stop: Stop) {
+        self.sweep_ms = self.now_ms + DRAIN_IDLE_MS;
+        let idle_ms = self.last_idle_ms(stop);
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
             // Of answers in hand, the end shall not pass unnoticed.
             if matches!(conn.phase, Phase::InHand(None)) && conn.link.want_attention() == Standing::Idle {
                 self.look(token);
             }
-            let idle = |conn: &Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
-            if self.conns.get(token).is_some_and(|conn| idle(conn)) {
+            let idle = |conn: &&mut Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
+            if let Some(conn) = self.conns.get(token).filter(idle) {
+                let left = conn.deadline_ms.saturating_sub(self.now_ms);
                 // A request may be on its way: it is answered, with the close announced.
-                self.set_deadline(token, DRAIN_IDLE_MS);
+                self.set_deadline(token, idle_ms.min(left));
+            }
+        }
+    }
+
+    /// Goes on taking connections until nobody waits in the queues, then stops. What waits there was
+    /// promised service by the kernel.
+    fn close_entrance(&mut self) {
+        match self.entrance {
+            Entrance::Open => {}
+            Entrance::Closing { until_ms } => {
+                let patient = self.now_ms < until_ms && !self.crowded;
+                if patient && self.doors.iter().any(Door::has_waiting) {
+                    return;
+                }
+                for index in 0..self.doors.len() {
+                    self.driver.stop_accept(index);
+                }
+                if self.leaving == Some(Stop::Close) {
+                    self.doors.iter().for_each(Door::close);
+                }
+                self.entrance = Entrance::Closed { turns: 0 };
+            }
+            Entrance::Closed { turns } => {
+                self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
             }
         }
     }

@@ -14,6 +14,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
 use tracing::{debug, error, info, warn};
 
 use self::access::AccessLog;
@@ -34,11 +36,11 @@ use crate::http::{Policy, ProxyMode};
 use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
-use crate::ring::{self, Accepting, Choice, Socket};
+use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
-use crate::sys::shared::WorkerState;
+use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{atfork, fd, process, rlimit, signal};
+use crate::sys::{atfork, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -61,16 +63,19 @@ impl Door {
         self.fd.as_raw_fd()
     }
 
-    /// A connection that waits in the queue of a listener of this worker's own. Shared queues are left to
-    /// the others.
-    fn accept_queued(&self) -> Option<Socket> {
-        if self.accepting == Accepting::Shared {
-            return None;
-        }
+    /// Whether a connection waits in its queue.
+    fn has_waiting(&self) -> bool {
         let mut waiting = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll(&mut waiting, Some(&Timespec::default())) {
-            Ok(1) => fd::accept(self.fd()).ok().map(Socket::from),
-            _ => None,
+        matches!(poll(&mut waiting, Some(&Timespec::default())), Ok(1))
+    }
+
+    /// Ends listening, for all processes that have the socket: new clients are refused. Not for shared
+    /// sockets, which may be somebody else's.
+    fn close(&self) {
+        if self.accepting == Accepting::Alone
+            && let Err(error) = shutdown(&self.fd, Shutdown::Both)
+        {
+            debug!("cannot close a listener: {error}");
         }
     }
 }
@@ -176,19 +181,25 @@ pub fn is_leaving() -> bool {
     LEAVING.load(Ordering::Relaxed)
 }
 
-/// How the worker was told to leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the worker was told to leave, in rising urgency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stop {
-    /// Finish what was accepted.
-    Graceful,
+    /// Somebody else goes on: finish what was accepted, and let idle connections end by themselves.
+    Retire = 1,
+    /// Finish what was accepted, soon.
+    Leave = 2,
+    /// The same, and nobody comes after us: serve what waits in the listeners, and close them.
+    Close = 3,
     /// Leave now.
-    Quick,
+    Quick = 4,
 }
 
 /// The orders that signals give this worker.
 struct Orders {
     signals: Signals,
     access: Option<Arc<AccessLog>>,
+    shared: Arc<SharedPage>,
+    record: usize,
     stop: AtomicU8,
 }
 
@@ -200,7 +211,9 @@ impl Orders {
         }
         match self.stop.load(Ordering::Relaxed) {
             0 => None,
-            1 => Some(Stop::Graceful),
+            1 => Some(Stop::Retire),
+            2 => Some(Stop::Leave),
+            3 => Some(Stop::Close),
             _ => Some(Stop::Quick),
         }
     }
@@ -210,9 +223,19 @@ impl Orders {
             LEAVING.store(true, Ordering::Relaxed);
         }
         if arrived.contains(Signal::QUIT) || arrived.contains(Signal::INT) {
-            self.stop.store(2, Ordering::Relaxed);
+            self.stop.store(Stop::Quick as u8, Ordering::Relaxed);
         } else if arrived.contains(Signal::TERM) {
-            self.stop.fetch_max(1, Ordering::Relaxed);
+            let record = self.shared.record(self.record);
+            let stop = match record.and_then(WorkerRecord::order) {
+                Some(Order::Retire) => Stop::Retire,
+                // Without an order somebody else has sent the signal.
+                Some(Order::Leave) | None => Stop::Leave,
+                Some(Order::Close) => Stop::Close,
+            };
+            self.stop.fetch_max(stop as u8, Ordering::Relaxed);
+            if let Some(record) = record {
+                record.set_state(WorkerState::Draining);
+            }
         }
         if arrived.contains(Signal::USR1) {
             observe::reopen();
@@ -276,7 +299,7 @@ fn io_thread(
     access: Option<Arc<AccessLog>>,
 ) -> i32 {
     let shared = Arc::clone(&context.shared);
-    let slot = context.slot;
+    let record = context.record;
     let served = serve(context, pool, app, access.clone());
     let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
@@ -293,7 +316,7 @@ fn io_thread(
             access.flush();
         }
         // One that was never ready stays so: the master takes it for a worker that cannot boot.
-        if let Some(record) = shared.slot(slot)
+        if let Some(record) = shared.record(record)
             && record.state() >= WorkerState::Ready
         {
             record.set_state(WorkerState::Exited);
@@ -335,16 +358,36 @@ fn serve(
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(Port::new(waker.clone())));
     io.open();
     context.set_ready();
-    let WorkerContext { shared, slot, mut signals, .. } = context;
+    let requests_max = requests_max(&context.settings);
+    let WorkerContext { shared, record, mut signals, master_event, .. } = context;
     signals.wake_through(waker.try_clone_fd().map_err(failed)?);
-    let orders = Orders { signals, access, stop: AtomicU8::new(0) };
-    let left = io.run(&|| orders.stop(), &|now_ms| {
-        if let Some(record) = shared.slot(slot) {
-            record.beat(now_ms);
+    let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };
+    let left = io.run(&|| orders.stop(), &|now_ms, begun| {
+        let Some(record) = shared.record(record) else { return };
+        record.beat(now_ms);
+        if begun > 0 {
+            record.add_requests(begun);
+            if record.requests() >= requests_max && !record.is_spent() {
+                // gunicorn's words. It serves on until the replacement is ready, and tells it to leave.
+                info!("Autorestarting worker after current request.");
+                record.set_spent();
+                signal::notify(master_event);
+            }
         }
     });
     let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
+}
+
+/// After how many requests this worker is replaced: `max_requests` with its jitter.
+fn requests_max(settings: &Settings) -> u64 {
+    if settings.max_requests == 0 {
+        return u64::MAX;
+    }
+    // The standard library seeds its hashes from the kernel's random numbers: good enough, and there.
+    let random = RandomState::new().hash_one(0);
+    let jitter = settings.max_requests_jitter;
+    settings.max_requests.saturating_add(if jitter == 0 { 0 } else { random % jitter.saturating_add(1) })
 }
 
 /// The first worker says for all which backend serves, and why not the other.

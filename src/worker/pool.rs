@@ -14,13 +14,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
 use super::access::AccessLog;
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::SPARE_EXCHANGES_MAX;
+use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::signal;
@@ -293,7 +293,21 @@ impl Pool {
             queue.awake -= 1;
             drop(queue);
             let mut wakeup = Wakeup::Woken;
-            runner.park(&mut || wakeup = seat.parker.park());
+            loop {
+                if main {
+                    // Signals that came since the last look.
+                    runner.interrupted();
+                }
+                // One that comes between this look and the sleep cannot interrupt what has not begun. It
+                // is a matter of a microsecond; the next look finds it.
+                let most = Duration::from_millis(HEARTBEAT_MS);
+                runner.park(&mut || {
+                    wakeup = if main { seat.parker.park_timeout(most) } else { seat.parker.park() };
+                });
+                if wakeup != Wakeup::TimedOut {
+                    break;
+                }
+            }
             if main && wakeup == Wakeup::Interrupted {
                 runner.interrupted();
             }

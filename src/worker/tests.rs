@@ -102,10 +102,10 @@ impl Server {
                 io.open();
                 let order = || match stop.load(Ordering::Acquire) {
                     0 => None,
-                    1 => Some(Stop::Graceful),
+                    1 => Some(Stop::Leave),
                     _ => Some(Stop::Quick),
                 };
-                io.run(&order, &|_| ()).unwrap();
+                io.run(&order, &|_, _| ()).unwrap();
                 pool.close();
             })
         };

@@ -1,32 +1,66 @@
 //! CPython as the master's host: forks with Python's fork hooks, loads the application, and becomes its
 //! first runner.
 
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 use tracing::{debug, error};
 
+use super::confpy::Script;
 use super::hooks::{Hooks, UNCAUGHT};
 use super::loader;
 use super::object::detached;
 use super::wsgi::{Wsgi, traceback};
-use crate::config::Settings;
+use crate::config::cpus::Available;
+use crate::config::{self, Loaded, Program, Settings, Sources, Value};
 use crate::error::{Exit, StartError};
-use crate::master::{Host, WorkerContext};
-use crate::sys::process::Pid;
+use crate::master::{Host, Launch, WorkerContext};
+use crate::sys::process::{self, Fork, Pid};
 use crate::worker;
 
 /// How the server calls itself.
 pub(super) const SERVER_SOFTWARE: &str = concat!("ringhorn/", env!("CARGO_PKG_VERSION"));
+/// The umask of a daemon; gunicorn's.
+const DAEMON_UMASK: u32 = 0o022;
 
 /// The interpreter that `_native.main` was called in.
 pub(super) struct PythonHost<'py> {
     py: Python<'py>,
+    start: Start,
     source: Source,
     /// The application, when it was loaded before the fork.
     application: Option<Py<PyAny>>,
     hooks: Option<Hooks>,
+}
+
+/// How the server was started, and what with: read again at a reload.
+pub(super) struct Start {
+    pub(super) launch: Launch,
+    /// The command line without the program's name.
+    pub(super) argv: Vec<OsString>,
+    /// Settings of a program, when one started the server.
+    pub(super) program: Option<Program>,
+}
+
+impl Start {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// As [`config::load`].
+    pub(super) fn load(&self, py: Python<'_>) -> Result<Loaded, StartError> {
+        let sources = Sources {
+            args: &self.argv,
+            env: &|name| self.launch.variable(name).map(OsStr::to_owned),
+            directory: Path::new("."),
+            cpus: &Available::of_this_process,
+            program: self.program.as_ref(),
+        };
+        config::load(&sources, Some(&mut Script(py)))
+    }
 }
 
 /// Where the application comes from.
@@ -51,8 +85,8 @@ impl Source {
 }
 
 impl<'py> PythonHost<'py> {
-    pub(super) fn new(py: Python<'py>, source: Source, hooks: Option<Hooks>) -> Self {
-        Self { py, source, application: None, hooks }
+    pub(super) fn new(py: Python<'py>, start: Start, source: Source, hooks: Option<Hooks>) -> Self {
+        Self { py, start, source, application: None, hooks }
     }
 
     /// Calls a step of the hooks, if there are any.
@@ -107,6 +141,34 @@ fn unusable(error: &PyErr) -> StartError {
 }
 
 impl Host for PythonHost<'_> {
+    fn launch(&self) -> Launch {
+        self.start.launch.clone()
+    }
+
+    fn reload(&mut self, old: &Settings) -> Result<Settings, StartError> {
+        // Names of files in the arguments count from where the server was started.
+        let here = std::env::current_dir();
+        if let Some(start) = &self.start.launch.directory {
+            // A directory that is gone has no files that could be missed there.
+            let _ = std::env::set_current_dir(start);
+        }
+        let loaded = self.start.load(self.py);
+        if let Ok(here) = here {
+            let _ = std::env::set_current_dir(here);
+        }
+        let new = match loaded? {
+            Loaded::Run(settings) => *settings,
+            Loaded::Print { .. } => return Ok(old.clone()),
+        };
+        forget_environment(self.py, old, &self.start.launch)
+            .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
+        prepare(self.py, &new, &self.start.launch)?;
+        if self.hooks.is_none() {
+            self.hooks = Hooks::of(self.py, &new).map_err(|error| unusable(&error))?;
+        }
+        Ok(new)
+    }
+
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         // In the master this is a failed start, whatever failed (as in gunicorn).
         self.application =
@@ -208,10 +270,12 @@ impl Host for PythonHost<'_> {
 ///
 /// # Errors
 /// The directory cannot be entered, or Python refuses.
-pub(super) fn prepare(py: Python<'_>, settings: &Settings) -> Result<(), StartError> {
+pub(super) fn prepare(py: Python<'_>, settings: &Settings, launch: &Launch) -> Result<(), StartError> {
     let refuse = |what: String| StartError::new(Exit::Start, what);
     if let Some(directory) = &settings.chdir {
-        std::env::set_current_dir(directory).map_err(|error| {
+        // From where the server was started, also when it has changed the directory since.
+        let start = launch.directory.as_deref().unwrap_or(Path::new("."));
+        std::env::set_current_dir(start.join(directory)).map_err(|error| {
             let why = crate::sys::errno::describe(&error);
             refuse(format!("cannot change to the directory {}: {why}", directory.display()))
                 .from(settings.source("chdir"))
@@ -241,6 +305,81 @@ fn set_environment(py: Python<'_>, settings: &Settings) -> PyResult<()> {
         environ.set_item(name, value)?;
     }
     Ok(())
+}
+
+/// Takes back what [`prepare`] did to the environment.
+fn forget_environment(py: Python<'_>, settings: &Settings, launch: &Launch) -> PyResult<()> {
+    let environ = py.import("os")?.getattr("environ")?;
+    for (name, _) in &settings.raw_env {
+        match launch.variable(name) {
+            Some(value) => environ.set_item(name, value)?,
+            None => {
+                environ.call_method1("pop", (name, py.None()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How the command was started, before anything of it is changed.
+///
+/// The program is `sys.executable` with its own arguments (`-m ringhorn`, or the script), so that an upgrade
+/// starts what was started: a new version that was installed meanwhile, in the same environment.
+///
+/// # Errors
+/// What Python raises.
+pub(super) fn launch(py: Python<'_>) -> PyResult<Launch> {
+    let mut launch = Launch::of_process();
+    let sys = py.import("sys")?;
+    let executable: Option<OsString> = sys.getattr("executable")?.extract()?;
+    let command: Vec<OsString> = sys.getattr("orig_argv")?.extract()?;
+    if let Some(executable) = executable.filter(|path| !path.is_empty()) {
+        launch.program = executable;
+        launch.arguments = command.into_iter().skip(1).collect();
+    }
+    // They were for this process, not for those that the application starts.
+    let environ = py.import("os")?.getattr("environ")?;
+    for name in Launch::private_variables() {
+        environ.call_method1("pop", (name, py.None()))?;
+    }
+    Ok(launch)
+}
+
+/// Goes to the background as gunicorn does (`daemon`): a session of its own, without a terminal, and
+/// standard streams that lead nowhere unless `enable_stdio_inheritance` keeps output and error.
+///
+/// # Errors
+/// What fork(2), setsid(2) or dup2(2) refuse.
+pub(super) fn daemonize(py: Python<'_>, settings: &Settings) -> io::Result<()> {
+    let keep =
+        settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
+    flush(py);
+    leave_parent(py)?;
+    process::lead_session()?;
+    // The leader of a session can get a terminal again; its child cannot.
+    leave_parent(py)?;
+    process::set_umask(DAEMON_UMASK);
+    process::detach_streams(keep)
+}
+
+/// Goes on in a child; the parent ends.
+fn leave_parent(_py: Python<'_>) -> io::Result<()> {
+    // SAFETY: attached (`_py`), on the thread that forks, and followed by one of the calls below.
+    unsafe { ffi::PyOS_BeforeFork() };
+    let forked = process::fork();
+    match forked {
+        Ok(Fork::Child) => {
+            // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
+            unsafe { ffi::PyOS_AfterFork_Child() };
+            Ok(())
+        }
+        Ok(Fork::Parent(_)) => process::exit_now(0),
+        Err(error) => {
+            // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
+            unsafe { ffi::PyOS_AfterFork_Parent() };
+            Err(error)
+        }
+    }
 }
 
 /// The end of a worker's interpreter: what Python does at exit, without taking it apart. Threads that are

@@ -18,11 +18,10 @@ use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use self::confpy::Script;
 use self::hooks::Hooks;
-use self::host::{PythonHost, Source};
+use self::host::{PythonHost, Source, Start};
 use crate::config::settings::{self, SETTINGS};
-use crate::config::{self, Loaded, Program, Settings, Sources};
+use crate::config::{self, Loaded, Program, Settings};
 use crate::error::{Exit, StartError};
 use crate::sys::signal::Signal;
 use crate::{master, observe, worker};
@@ -33,7 +32,7 @@ use crate::{master, observe, worker};
 /// it must be the main thread of one without other threads.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
-    run(py, &Sources::of_process(&argv), Source::Settings)
+    run(py, argv, None, Source::Settings)
 }
 
 /// Serves what the function `load` returns, or the application `name`, with the settings of a program and,
@@ -54,12 +53,16 @@ fn serve(
         let value = confpy::setting(kind, &value)?;
         program.values.push((name, value));
     }
-    let sources = Sources { program: Some(&program), ..Sources::of_process(&argv) };
-    Ok(run(py, &sources, load.map_or(Source::Settings, Source::Loader)))
+    Ok(run(py, argv, Some(program), load.map_or(Source::Settings, Source::Loader)))
 }
 
-fn run(py: Python<'_>, sources: &Sources<'_>, source: Source) -> i32 {
-    let settings = match config::load(sources, Some(&mut Script(py))) {
+fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: Source) -> i32 {
+    let launch = match host::launch(py) {
+        Ok(launch) => launch,
+        Err(error) => return report(&StartError::new(Exit::Start, format!("cannot ask Python: {error}"))),
+    };
+    let start = Start { launch, argv, program };
+    let settings = match start.load(py) {
         Ok(Loaded::Run(settings)) => *settings,
         Ok(Loaded::Print { text, code }) => {
             // A reader that has gone away wants no more.
@@ -68,11 +71,19 @@ fn run(py: Python<'_>, sources: &Sources<'_>, source: Source) -> i32 {
         }
         Err(error) => return report(&error),
     };
-    if let Err(error) = host::prepare(py, &settings) {
+    if let Err(error) = host::prepare(py, &settings, &start.launch) {
         return report(&error);
     }
     if settings.check_config || settings.print_config {
         return check(py, &settings, &source);
+    }
+    // An upgrade's new master is in the background already.
+    if settings.daemon
+        && !start.launch.is_upgrade()
+        && let Err(error) = host::daemonize(py, &settings)
+    {
+        let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
+        return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
     }
     if let Err(error) = observe::install(&settings.errorlog, settings.loglevel) {
         let what = format!("cannot open the error log: {}", crate::sys::errno::describe(&error));
@@ -83,7 +94,7 @@ fn run(py: Python<'_>, sources: &Sources<'_>, source: Source) -> i32 {
     }
     let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings));
     match hooks {
-        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, source, hooks)),
+        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
         Err(error) => report(
             &StartError::new(Exit::Start, format!("cannot prepare Python: {error}"))
                 .detail(wsgi::traceback(py, &error)),

@@ -401,7 +401,7 @@ pub fn run(seed: u64) {
         world.network.fail_accept(0, libc::EMFILE);
     }
     if dice.one_in(8) {
-        let how = if dice.one_in(4) { Stop::Quick } else { Stop::Graceful };
+        let how = if dice.one_in(4) { Stop::Quick } else { Stop::Leave };
         world.stop = Some((dice.below(200) as u32, how));
     }
     world.run();
