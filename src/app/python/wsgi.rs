@@ -79,13 +79,15 @@ impl Wsgi {
         ] {
             environ.set_item(key, intern!(py, ""))?;
         }
-        // A table of 64 places takes 42 keys before it grows: twenty for the fields of the request. A dict keeps
-        // its table's size when its last keys are deleted, and its copy then has that size too.
-        let filler: Vec<String> = (0..24).map(|n| format!("ringhorn.{n}")).collect();
+        // A table of 32 places is full with 21 keys; the fields of the request would make it grow, key by key anew.
+        // A few keys more make it one of 64 places, which takes 42, and a dict keeps its table when keys are
+        // deleted. Only a few: the copy takes over the table as it is, instead of inserting key by key, as long
+        // as no more than a third of its entries are deleted ones.
+        let filler: Vec<String> = (0..4).map(|n| format!("ringhorn.{n}")).collect();
         for key in &filler {
             environ.set_item(key, py.None())?;
         }
-        for key in filler.iter().rev() {
+        for key in &filler {
             environ.del_item(key)?;
         }
         Ok(environ)
