@@ -541,6 +541,19 @@ fn a_connection_whose_unwanted_body_was_read_is_closed_when_it_stays_idle() {
     });
 }
 
+/// An application that goes on after a status was refused has started nothing: the client got no answer at all.
+#[test]
+fn a_refused_status_does_not_start_an_answer() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), |exchange| {
+            assert!(exchange.reply.start(b"bad").is_err());
+            exchange.reply.finish();
+        });
+        let got = server.exchange(get("/").as_bytes());
+        assert!(got.starts_with("HTTP/1.1 500 "), "{got:?}");
+    });
+}
+
 #[test]
 fn a_client_that_stops_reading_is_dropped_at_its_deadline() {
     on_both(|io| {
