@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -156,11 +158,40 @@ impl Call {
                 "start_response or write was called outside of its request (or from two threads at once)",
             ));
         }
-        // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before it
-        // has taken it back; whoever swaps it out is the only one to have it.
-        let result = act(unsafe { &mut *reply });
+        // Put back also when `act` panics: the runner waits for it.
+        let _lent = Lent { place: &self.reply, reply };
+        // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before
+        // `take_back` has it again; whoever swaps it out is the only one to have it.
+        act(unsafe { &mut *reply })
+    }
+
+    /// Lets the application use the reply, until [`Call::take_back`].
+    fn lend(&self, reply: &mut Reply) {
         self.reply.store(reply, Ordering::Release);
-        result
+    }
+
+    /// Ends the lending. A second thread of the application may still be inside `write`, waiting for the client:
+    /// the reply is not the runner's before that has returned.
+    fn take_back(&self, py: Python<'_>) {
+        while self.reply.swap(std::ptr::null_mut(), Ordering::AcqRel).is_null() {
+            detached(py, &mut || thread::sleep(TAKE_BACK_AGAIN));
+        }
+    }
+}
+
+/// How often a runner asks for its reply while another thread of the application has it. PEP 3333 has no such
+/// threads, so nothing better than asking is worth its price.
+const TAKE_BACK_AGAIN: Duration = Duration::from_millis(1);
+
+/// A reply in use; dropping this puts it back.
+struct Lent<'a> {
+    place: &'a AtomicPtr<Reply>,
+    reply: *mut Reply,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.place.store(self.reply, Ordering::Release);
     }
 }
 
@@ -547,7 +578,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             self.environ = Some(environ.clone());
         }
         let call = self.callables.call.get();
-        call.reply.store(&raw mut exchange.reply, Ordering::Release);
+        call.lend(&mut exchange.reply);
         let answered =
             call2(&self.application, environ.as_any(), &self.callables.start_response).and_then(|iterable| {
                 let sent = self.send(&iterable);
@@ -558,7 +589,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                 sent
             });
         // From here on the reply is the runner's alone again.
-        call.reply.store(std::ptr::null_mut(), Ordering::Release);
+        call.take_back(self.py);
         answered
     }
 

@@ -5,6 +5,7 @@ so that what it remembers under a key (`?key=k`) can be asked for with /events/k
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ PIECES = [b"alpha ", b"beta ", b"gamma\n"]
 
 events: dict[str, list[str]] = {}
 gates: dict[str, threading.Event] = {}
+threads: dict[str, threading.Thread] = {}
 lock = threading.Lock()
 
 
@@ -214,6 +216,40 @@ def write(environ, start_response, rest, key):
     writer(b"")
     writer(b"twice, ")
     return Tracked([b"then ", b"yielded\n"], key)
+
+
+@route
+def write_from_thread(environ, start_response, rest, key):
+    """A thread is still inside write() when the application has returned; /write_late/KEY lets it write again."""
+    writer = start_response("200 OK", list(TEXT))
+
+    def work():
+        writer(counted(0, 30_000_000))
+        remember(key, "written")
+        gate(key).wait(20)
+        try:
+            writer(b"late")
+        except BaseException as error:
+            remember(key, f"{type(error).__name__}: {error}")
+        else:
+            remember(key, "written late")
+
+    thread = threading.Thread(target=work)
+    threads[key] = thread
+    thread.start()
+    # Refused as soon as the thread has the reply.
+    with contextlib.suppress(RuntimeError):
+        while True:
+            writer(b"")
+    return Tracked([], key)
+
+
+@route
+def write_late(environ, start_response, rest, key):
+    """Lets the thread of /write_from_thread?key=REST write once more, while another request is answered."""
+    gate(rest).set()
+    threads[rest].join(20)
+    return reply(start_response, b"joined")
 
 
 @route
