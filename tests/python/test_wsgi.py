@@ -404,10 +404,10 @@ def test_304_keeps_the_length_of_what_it_stands_for(site):
         assert_usable(client)
 
 
-@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory"])
+@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory", "changing"])
 def test_file_wrapper(site, kind, key):
     file = (APPS / "pep3333.py").read_bytes()
-    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES}[kind]
+    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES, "changing": file}[kind]
     with site.client() as client:
         assert client.get(f"/file/{kind}?key={key}").body == expected
         assert_usable(client)

@@ -374,13 +374,16 @@ impl FileWrapper {
 /// bytes from there to the end. `None` when it must be read through the object.
 fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
     let py = filelike.py();
-    let fd: RawFd = filelike.getattr_opt(intern!(py, "fileno")).ok()??.call0().ok()?.extract().ok()?;
+    let fileno = filelike.getattr_opt(intern!(py, "fileno")).ok()??;
     // A text or buffered object may have read ahead: its own position is the right one.
     let offset: u64 = filelike.call_method0(intern!(py, "tell")).ok()?.extract().ok()?;
+    // Last of all: whatever Python runs after it may close the descriptor, and its number become another file's.
+    let fd: RawFd = fileno.call0().ok()?.extract().ok()?;
     if fd < 0 {
         return None;
     }
-    // SAFETY: the object keeps the descriptor open for this call, during which the interpreter stays attached.
+    // SAFETY: the object had the descriptor open when it returned the number, and no code of Python's has run
+    // since; the copy is made at once.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let file = borrowed.try_clone_to_owned().ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
