@@ -677,22 +677,12 @@ impl<'h> Master<'h> {
             Ok(blocked) => blocked,
             Err(error) => return error!("cannot start another master: {}", describe(&error)),
         };
-        if let Err(error) = self.host.pre_exec() {
-            return error!("no other master is started: {}", error.what());
-        }
         self.host.before_fork();
         match process::fork() {
             Ok(Fork::Child) => {
-                // Our handlers would write to the eventfd that is still the old master's.
-                let _ = Signals::install(SignalSet::EMPTY);
-                drop(blocked);
-                let error = match self.listeners.hand_over() {
-                    Ok(listeners) => self.launch.become_again(&listeners, self.pid),
-                    Err(error) => error,
-                };
-                let program = self.launch.program.display();
-                error!("cannot start another master: {program}: {}", describe(&error));
-                process::exit_now(Exit::Start.code())
+                // A panic must not unwind into the embedding process: see `fork_into`.
+                let code = catch_unwind(AssertUnwindSafe(|| self.become_master(blocked)));
+                process::exit_now(code.unwrap_or(EXIT_PANIC))
             }
             Ok(Fork::Parent(pid)) => {
                 self.host.after_fork_parent();
@@ -707,6 +697,25 @@ impl<'h> Master<'h> {
                 error!("cannot start another master: {}", describe(&error));
             }
         }
+    }
+
+    /// In the child of an upgrade. Returns the exit code, if it does not become the next master.
+    fn become_master(&mut self, blocked: signal::Blocked) -> i32 {
+        // Our handlers would write to the eventfd that is still the old master's.
+        let _ = Signals::install(SignalSet::EMPTY);
+        drop(blocked);
+        self.host.after_fork_child();
+        if let Err(error) = self.host.pre_exec() {
+            error!("no other master is started: {}", error.what());
+            return error.exit().code();
+        }
+        let error = match self.listeners.hand_over() {
+            Ok(listeners) => self.launch.become_again(&listeners, self.pid),
+            Err(error) => error,
+        };
+        let program = self.launch.program.display();
+        error!("cannot start another master: {program}: {}", describe(&error));
+        Exit::Start.code()
     }
 
     /// The master that started this one is gone.

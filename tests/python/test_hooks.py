@@ -358,6 +358,30 @@ def test_child_exit_hears_of_a_killed_worker(serve, site):
     site.wait(f"dead {worker}")
 
 
+def test_pre_exec_runs_in_the_process_that_becomes_the_next_master(serve, site, tmp_path):
+    """As in gunicorn: what the hook closes or changes there, the old master, which serves on, still has."""
+    site.config(
+        "import os\nfrom recorder import note\nworkers = 1\npidfile = 'pid'\n"
+        "def pre_exec(s):\n    note('before', os.getpid() == s.pid, os.getppid() == s.pid)\n"
+    )
+    server = serve("hooked:app", **site.options())
+    server.signal(signal.SIGUSR2)
+    second = tmp_path / "pid.2"
+    wait_until(second.exists, "the second pidfile")
+    os.kill(int(second.read_text()), signal.SIGTERM)
+    wait_until(lambda: not second.exists(), "the new master's end")
+    assert site.named("before") == ["before False True"]
+
+
+def test_pre_exec_that_fails_leaves_the_old_master_serving(serve, site):
+    site.config("workers = 1\ndef pre_exec(s):\n    raise ValueError('not now')\n")
+    server = serve("hooked:app", **site.options())
+    server.signal(signal.SIGUSR2)
+    wait_until(lambda: "the new master (pid:" in server.log(), "the end of the new master")
+    assert "the hook pre_exec failed: not now" in server.log()
+    assert server.get("/seen").status == 200
+
+
 # --- what hooks do
 
 
