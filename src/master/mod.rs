@@ -229,6 +229,19 @@ impl WorkerContext {
         self.record().set_state(WorkerState::Ready);
         signal::notify(self.master_event);
     }
+
+    /// What tells the master that a file of the application was changed, at a time of [`monotonic_ms`]
+    /// (`reload`). For any thread.
+    pub fn change_teller(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let (shared, record, master_event) = (Arc::clone(&self.shared), self.record, self.master_event);
+        move |at_ms| {
+            if let Some(record) = shared.record(record) {
+                // A clock that was set back must not make it a change of the future.
+                record.set_changed(at_ms.min(monotonic_ms()));
+                signal::notify(master_event);
+            }
+        }
+    }
 }
 
 /// The CPUs to pin the workers to, by slot: one for each worker, from those that this process may
@@ -488,6 +501,7 @@ impl<'h> Master<'h> {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
                     heartbeat_ms: record.heartbeat_ms(),
+                    changed_ms: record.changed_ms(),
                 };
                 self.slots.observed(*pid, seen, now_ms);
             }
