@@ -766,9 +766,9 @@ pub static SETTINGS: &[Setting] = &[
     setting(Process, "initgroups", &["--initgroups"], Switch, NO, "Give workers all groups of their user")
         .start(),
     setting(Process, "proc_name", &["-n", "--name"], Text, UNSET, "Name in process titles")
-        .but(NotYet("find the server by its pidfile or its service unit")),
+        .computed("the application"),
     setting(Process, "default_proc_name", &[], Text, text("gunicorn"), "Name when proc_name is not set")
-        .but(NoOp("process titles are not set yet")),
+        .but(NoOp("the application's name is what stands in for proc_name")),
     setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background").start(),
     setting(
         Process,
