@@ -447,6 +447,7 @@ impl Link {
             return false;
         }
         gate.rest_bytes += bytes.len() - sent;
+        self.port.queued_bytes.fetch_add(bytes.len() - sent, Ordering::Relaxed);
         gate.rests.push_back(Rest::Copied(bytes[sent..].to_vec(), 0));
         self.said.store(true, Ordering::Relaxed);
         true
@@ -566,3 +567,39 @@ impl Link {
 
 /// Bytes of a file given to one sendfile(2), so that one download does not hold the I/O thread up.
 const FILE_SLICE_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::ring;
+
+    /// What the server itself said was taken off the worker's sum, and never put on it: the sum went below zero,
+    /// and from then on every large answer held its runner.
+    #[test]
+    fn what_the_server_says_is_counted_while_it_waits() {
+        let (driver, _) = ring::open(ring::Io::Epoll).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        for drained in [true, false] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let listener = Arc::new(Listener::unix("/a".into()));
+            let token = Token { slot: 0, generation: 0 };
+            let link =
+                Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listener, Peer::Unix);
+            while link.socket().send(&[IoSlice::new(&[0; 4096])]).is_ok() {}
+            assert!(link.say(http::CONTINUE), "the socket is full");
+            assert_eq!(port.queued_bytes(), http::CONTINUE.len());
+            if drained {
+                client.set_nonblocking(true).unwrap();
+                while io::Read::read(&mut client, &mut [0; 4096]).is_ok() {}
+                assert_eq!(link.flush(), Flushed::All);
+            } else {
+                link.lose();
+            }
+            assert_eq!(port.queued_bytes(), 0);
+        }
+    }
+}

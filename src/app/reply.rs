@@ -107,8 +107,9 @@ impl Reply {
         if self.encoder.head_sent() {
             return Err(ReplyError::HeadSent);
         }
+        self.encoder.start(status).map_err(ReplyError::Invalid)?;
         self.started = true;
-        self.encoder.start(status).map_err(ReplyError::Invalid)
+        Ok(())
     }
 
     /// Adds a header.

@@ -143,13 +143,19 @@ def test_order_and_arguments_are_gunicorns(start, site, tmp_path_factory, preloa
     with serving(start) as keep:
         play(keep(None, **site.options()), site)
     ours = site.record()
-    (site.path / "record").unlink()
-    log = tmp_path_factory.mktemp("oracle") / "log"
-    oracle = Server(GUNICORN, ["-c", "gunicorn.conf.py"], log=log, **site.options())
-    try:
-        play(oracle, site)
-    finally:
-        oracle.kill()
+    for attempt in (1, 2, 3):
+        (site.path / "record").unlink()
+        log = tmp_path_factory.mktemp("oracle") / "log"
+        oracle = Server(GUNICORN, ["-c", "gunicorn.conf.py"], log=log, **site.options())
+        try:
+            play(oracle, site)
+            break
+        except AssertionError:
+            # gunicorn raises SystemExit in whatever code the signal meets, and some of that code swallows it.
+            if attempt == 3:
+                raise
+        finally:
+            oracle.kill()
     assert ours == site.record()
 
 

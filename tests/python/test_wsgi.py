@@ -332,6 +332,22 @@ def test_each_piece_is_sent_before_the_next_is_made(site, key):
         assert client.read_response().body == b"first\nsecond\n"
 
 
+@pytest.mark.ringhorn_only("PEP 3333 has no such threads; here they must not reach another request's answer")
+def test_a_thread_inside_write_ends_before_its_request_and_cannot_write_later(site, key):
+    with site.client() as client:
+        client.send(request("GET", f"/write_from_thread?key={key}"))
+        # The application has returned, and the thread waits for this client.
+        wait_until(lambda: "close" in events(site, key), "close()")
+        assert "written" not in events(site, key)
+        with pytest.raises(CutOff) as cut:
+            client.read_response()
+        assert len(cut.value.body) == 30_000_000
+    late = site.get(f"/write_late/{key}")
+    assert (late.status, late.body) == (200, b"joined")
+    assert events(site, key)[-1].startswith("RuntimeError: start_response or write was called outside")
+    assert_500(site, site.get("/never_started"))
+
+
 @pytest.mark.parametrize("kind", ["one", "two", "write"])
 def test_a_body_longer_than_its_length_is_cut_to_it(site, kind, key):
     with site.client() as client:
@@ -388,10 +404,10 @@ def test_304_keeps_the_length_of_what_it_stands_for(site):
         assert_usable(client)
 
 
-@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory"])
+@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory", "changing"])
 def test_file_wrapper(site, kind, key):
     file = (APPS / "pep3333.py").read_bytes()
-    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES}[kind]
+    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES, "changing": file}[kind]
     with site.client() as client:
         assert client.get(f"/file/{kind}?key={key}").body == expected
         assert_usable(client)
