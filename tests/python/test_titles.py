@@ -39,7 +39,7 @@ def test_a_name_of_ones_own_follows_a_reload_and_python_keeps_its_arguments(serv
     )
     site = serve("page", "--workers", "1", cwd=tmp_path, env={"LATER": "x" * 50})
     wait_until(lambda: shown(site) == ["ringhorn: master [shop]", "ringhorn: worker [shop]"], "the titles")
-    argv, original, later = ast.literal_eval(site.get("/").body)
+    argv, original, later = ast.literal_eval(site.get("/").body.decode())
     assert argv[-1] == "page" and original == ["-m", "ringhorn"] and later == "x" * 50
     (tmp_path / "gunicorn.conf.py").write_text("proc_name = 'garage'\n")
     site.signal(signal.SIGHUP)
