@@ -46,6 +46,7 @@ use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
 use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
+use crate::sys::title::Title;
 
 pub use self::launch::Launch;
 pub use self::native::NativeHost;
@@ -229,6 +230,19 @@ impl WorkerContext {
         self.record().set_state(WorkerState::Ready);
         signal::notify(self.master_event);
     }
+
+    /// What tells the master that a file of the application was changed, at a time of [`monotonic_ms`]
+    /// (`reload`). For any thread.
+    pub fn change_teller(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let (shared, record, master_event) = (Arc::clone(&self.shared), self.record, self.master_event);
+        move |at_ms| {
+            if let Some(record) = shared.record(record) {
+                // A clock that was set back must not make it a change of the future.
+                record.set_changed(at_ms.min(monotonic_ms()));
+                signal::notify(master_event);
+            }
+        }
+    }
 }
 
 /// The CPUs to pin the workers to, by slot: one for each worker, from those that this process may
@@ -284,6 +298,8 @@ struct Master<'h> {
     earlier: Option<(Arc<Settings>, Listeners)>,
     pidfile: Option<Pidfile>,
     cpus: Option<Vec<usize>>,
+    /// Where process titles are written, if they can be.
+    title: Option<Title>,
     slots: Slots,
     /// The master that started this one (USR2), until it is gone.
     earlier_master: Option<Pid>,
@@ -362,11 +378,13 @@ impl<'h> Master<'h> {
             reloading: false,
             earlier: None,
             pidfile,
+            title: Title::find().inspect_err(|error| debug!("no process titles: {}", describe(error))).ok(),
             slots,
             earlier_master,
             next_master: None,
             age: 0,
         };
+        master.set_title("master");
         master.summarise();
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
         if let Err(error) = master.host.when_ready(&addresses) {
@@ -387,6 +405,18 @@ impl<'h> Master<'h> {
     fn remove_pidfile(&mut self) {
         if let Some(pidfile) = self.pidfile.take() {
             pidfile.remove();
+        }
+    }
+
+    /// gunicorn's titles, with our name. `role` is master or worker.
+    fn set_title(&self, role: &str) {
+        let Some(title) = &self.title else { return };
+        let Settings { proc_name, app, .. } = &*self.settings;
+        let name = proc_name.as_deref().unwrap_or(app);
+        // Told apart from the old master, as by its pidfile.
+        let junior = if self.earlier_master.is_some() { ".2" } else { "" };
+        if let Err(error) = title.set(&format!("ringhorn: {role} [{name}{junior}]")) {
+            debug!("cannot set the process title: {}", describe(&error));
         }
     }
 
@@ -488,6 +518,7 @@ impl<'h> Master<'h> {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
                     heartbeat_ms: record.heartbeat_ms(),
+                    changed_ms: record.changed_ms(),
                 };
                 self.slots.observed(*pid, seen, now_ms);
             }
@@ -655,6 +686,7 @@ impl<'h> Master<'h> {
         });
         self.slots.reloaded(rules, monotonic_ms());
         self.reloading = true;
+        self.set_title("master");
         self.summarise();
         Ok(())
     }
@@ -668,6 +700,7 @@ impl<'h> Master<'h> {
             self.cpus = cpus(&settings);
             observe::set_level(settings.loglevel);
             self.settings = settings;
+            self.set_title("master");
         }
     }
 
@@ -722,6 +755,7 @@ impl<'h> Master<'h> {
     fn promote(&mut self, now_ms: u64) {
         self.earlier_master = None;
         info!("{NAME} has been promoted.");
+        self.set_title("master");
         if let Some(path) = &self.settings.pidfile
             && let Some(pidfile) = &mut self.pidfile
             && let Err(error) = pidfile.rename(path)
@@ -835,6 +869,8 @@ impl<'h> Master<'h> {
     ) -> Result<Option<WorkerContext>, StartError> {
         info!("Booting worker with pid: {}", process::id());
         self.host.post_fork()?;
+        // Before the change of user, after which the kernel does not allow it.
+        self.set_title("worker");
         if let Ok(name) = CString::new(format!("ringhorn-w{slot}")) {
             // For `top` and `ps -L` only.
             let _ = process::set_thread_name(&name);

@@ -11,6 +11,7 @@
 //!   the time, and it goes on.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -242,7 +243,10 @@ impl Pool {
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             seat.at_work.store(true, Ordering::Relaxed);
-            runner.run(&mut exchange);
+            // A panic is a bug of ours; it shall cost the request that met it, not the runner and its client's wait.
+            if catch_unwind(AssertUnwindSafe(|| runner.run(&mut exchange))).is_err() {
+                error!("a runner panicked; this is a bug of the server");
+            }
             if !exchange.reply.is_finished() {
                 exchange.reply.fail(500, "");
             }
@@ -368,7 +372,7 @@ impl Drop for Place<'_> {
 /// Whether a request that began at this time and reading of the CPU clock has blocked.
 fn has_blocked(seat: &Seat, (wall_ns, cpu_ns): (u64, u64)) -> bool {
     let wall_ns = clock::monotonic_ns() - wall_ns;
-    wall_ns > BLOCKING_NS && own_cpu_ns(seat) - cpu_ns < wall_ns / 2
+    wall_ns > BLOCKING_NS && own_cpu_ns(seat).saturating_sub(cpu_ns) < wall_ns / 2
 }
 
 fn own_cpu_ns(seat: &Seat) -> u64 {

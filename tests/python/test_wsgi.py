@@ -414,6 +414,35 @@ def test_file_wrapper(site, kind, key):
     assert events(site, key) == ["close"]
 
 
+def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Path):
+    """Its descriptor is that of the packed file."""
+    (tmp_path / "packed.py").write_text(
+        "import gzip\n"
+        "gzip.open('f.gz', 'wb').write(b'unpacked' * 1000)\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return environ['wsgi.file_wrapper'](gzip.open('f.gz'))\n"
+    )
+    assert serve("packed", cwd=tmp_path).get("/").body == b"unpacked" * 1000
+
+
+def test_a_forked_child_that_returns_from_its_request_answers_nobody(serve, tmp_path: Path):
+    """The child of os.fork() has none of the server's threads, and none of its descriptors."""
+    (tmp_path / "forking.py").write_text(
+        "import os\n"
+        "def application(environ, start_response):\n"
+        "    child = os.fork()\n"
+        "    ended = child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "    if child:\n"
+        "        start_response('200 OK', [])\n"
+        "    return [b'the child ended with %d' % ended]\n"
+    )
+    site = serve("forking", cwd=tmp_path)
+    with site.client() as client:
+        assert client.get("/").body == b"the child ended with 1"
+        assert client.get("/").body == b"the child ended with 1"
+
+
 # --- start_response
 
 

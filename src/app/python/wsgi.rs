@@ -26,6 +26,7 @@ use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
 use crate::http::Version;
+use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
 pub(super) struct Wsgi {
@@ -158,6 +159,11 @@ impl Call {
         if reply.is_null() {
             return Err(PyRuntimeError::new_err(
                 "start_response or write was called outside of its request (or from two threads at once)",
+            ));
+        }
+        if atfork::is_child() {
+            return Err(PyRuntimeError::new_err(
+                "this process was forked by the application: it has no client",
             ));
         }
         // Put back also when `act` panics: the runner waits for it.
@@ -376,6 +382,13 @@ impl FileWrapper {
 /// bytes from there to the end. `None` when it must be read through the object.
 fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
     let py = filelike.py();
+    // Only of files whose bytes are those of the descriptor: gzip's, for one, has the descriptor of what it unpacks.
+    let kind = filelike.get_type();
+    let plain = kind.module().ok()?.to_str().ok()? == "_io"
+        && ["FileIO", "BufferedReader", "BufferedRandom"].contains(&kind.name().ok()?.to_str().ok()?);
+    if !plain {
+        return None;
+    }
     let fileno = filelike.getattr_opt(intern!(py, "fileno")).ok()??;
     // A text or buffered object may have read ahead: its own position is the right one.
     let offset: u64 = filelike.call_method0(intern!(py, "tell")).ok()?.extract().ok()?;
@@ -593,6 +606,14 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                 }
                 sent
             });
+        if atfork::is_child() {
+            // The application forked, and its child came back. The connection, the I/O thread and the other runners are
+            // the parent's; the child's descriptors may be anybody's by now.
+            error!(
+                "the application forked and the child returned from its request; it ends here (use os._exit)"
+            );
+            process::exit_now(1);
+        }
         // From here on the reply is the runner's alone again.
         call.take_back(self.py);
         answered
