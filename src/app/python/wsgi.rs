@@ -378,15 +378,27 @@ impl FileWrapper {
     }
 }
 
+/// Whether this is what `open(..., "rb")` gives: Python's file on a descriptor, bare or with a buffer around it.
+fn is_plain_file(filelike: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = filelike.py();
+    let is = |object: &Bound<'_, PyAny>, names: &[&str]| -> PyResult<bool> {
+        let kind = object.get_type();
+        Ok(kind.module()? == "_io" && names.iter().any(|name| kind.name().is_ok_and(|kind| kind == *name)))
+    };
+    if is(filelike, &["FileIO"])? {
+        return Ok(true);
+    }
+    // The buffer may be around anything.
+    Ok(is(filelike, &["BufferedReader", "BufferedRandom"])?
+        && is(&filelike.getattr(intern!(py, "raw"))?, &["FileIO"])?)
+}
+
 /// The regular file behind a file-like object: a descriptor of its own, the offset to start at, and the
 /// bytes from there to the end. `None` when it must be read through the object.
 fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
     let py = filelike.py();
     // Only of files whose bytes are those of the descriptor: gzip's, for one, has the descriptor of what it unpacks.
-    let kind = filelike.get_type();
-    let plain = kind.module().ok()?.to_str().ok()? == "_io"
-        && ["FileIO", "BufferedReader", "BufferedRandom"].contains(&kind.name().ok()?.to_str().ok()?);
-    if !plain {
+    if !is_plain_file(filelike).unwrap_or(false) {
         return None;
     }
     let fileno = filelike.getattr_opt(intern!(py, "fileno")).ok()??;

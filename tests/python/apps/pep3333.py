@@ -62,29 +62,6 @@ class Tracked:
         remember(self.key, "close")
 
 
-class Changing:
-    """A file that is opened anew when it is asked for its position; another file gets its old descriptor."""
-
-    def __init__(self):
-        self.file = open(os.devnull, "rb")
-
-    def tell(self):
-        self.old, self.file = self.file, open(__file__, "rb")
-        with open(threading.__file__, "rb") as other:
-            os.dup2(other.fileno(), self.old.fileno())
-        return self.file.tell()
-
-    def fileno(self):
-        return self.file.fileno()
-
-    def read(self, size):
-        return self.file.read(size)
-
-    def close(self):
-        self.old.close()
-        self.file.close()
-
-
 class Countless:
     """An iterable of the oldest kind: neither __len__ nor __iter__, only __getitem__."""
 
@@ -385,8 +362,6 @@ def file(environ, start_response, rest, key):
     fields = list(TEXT)
     if rest == "memory":
         source = io.BytesIO(b"".join(PIECES))
-    elif rest == "changing":
-        source = Changing()
     else:
         source = open(__file__, "rb")
         if rest == "part":
