@@ -221,6 +221,10 @@ pub struct Settings {
     pub errorlog: LogTarget,
     /// The least level that is logged.
     pub loglevel: Level,
+    /// Send standard output and error to the error log's file.
+    pub capture_output: bool,
+    /// Both logs go through Python's `logging`, because a setting configures it.
+    pub python_log: bool,
     /// Directory to change to before the application is loaded; it exists.
     pub chdir: Option<PathBuf>,
     /// Directories for the front of `sys.path`, in order.
@@ -783,6 +787,8 @@ fn build(
             target => target,
         },
         loglevel: loglevel(&values, &mut notices),
+        capture_output: values.on("capture_output"),
+        python_log: python_log(&values),
         chdir: values.text("chdir").map(PathBuf::from),
         pythonpath: values.texts("pythonpath").into_iter().map(PathBuf::from).collect(),
         raw_env: raw_env(&values)?,
@@ -856,6 +862,20 @@ fn loglevel(values: &Values, notices: &mut Vec<Notice>) -> Level {
         notices.push(Notice { level: Level::Warning, text });
         Level::Info
     })
+}
+
+/// Whether a setting wants the logs to go through Python's `logging`.
+fn python_log(values: &Values) -> bool {
+    let set = |name: &str| match &values.entry(name).value {
+        Value::None => false,
+        Value::Dict(items) => !items.is_empty(),
+        Value::Bool(on) => *on,
+        // Names of gunicorn's default.
+        Value::Str(text) => !matches!(text.as_str(), "" | "simple" | "gunicorn.glogging.Logger"),
+        Value::Object(object) => object.describe() != "gunicorn.glogging.Logger",
+        _ => true,
+    };
+    ["logger_class", "logconfig", "logconfig_dict", "logconfig_json", "syslog"].into_iter().any(set)
 }
 
 fn access_log_format(values: &Values) -> Result<AccessFormat, StartError> {

@@ -311,7 +311,6 @@ const NO_ASGI: Support = NoOp("it shapes ASGI, which ringhorn does not serve");
 const NO_DIRTY: Support = Refused("run such work in a queue's own workers, for example Celery or RQ");
 const NO_DIRTY_DETAIL: Support = NoOp("it shapes dirty arbiters, which ringhorn does not have");
 const NO_CONTROL: Support = NoOp("ringhorn opens no control socket");
-const LOG_LATER: Support = NotYet("the log goes where errorlog and accesslog say, in gunicorn's format");
 const NO_PASTE: Support =
     Refused("give the application as module:attr, with paste.deploy.loadapp in that module");
 
@@ -714,9 +713,9 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Send standard output and error to errorlog",
     )
-    .but(NotYet("redirect the output where the server is started: `2>>FILE`")),
+    .start(),
     setting(Logging, "logger_class", &["--logger-class"], Class, UNSET, "Python class that writes the logs")
-        .but(LOG_LATER),
+        .start(),
     setting(
         Logging,
         "logconfig",
@@ -725,9 +724,8 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as INI file",
     )
-    .but(LOG_LATER),
-    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration")
-        .but(LOG_LATER),
+    .start(),
+    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration").start(),
     setting(
         Logging,
         "logconfig_json",
@@ -736,7 +734,7 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as JSON file",
     )
-    .but(LOG_LATER),
+    .start(),
     setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too")
         .but(NotYet("run under systemd or `logger`, which pass standard error on to syslog")),
     setting(

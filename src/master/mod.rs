@@ -935,9 +935,16 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("initgroups", old.initgroups != new.initgroups);
     keep("daemon", old.daemon != new.daemon);
     keep("errorlog", old.errorlog != new.errorlog);
+    keep("capture_output", old.capture_output != new.capture_output);
+    for name in ["logger_class", "logconfig", "logconfig_dict", "logconfig_json"] {
+        // By its name: a config file that is run again makes another class.
+        let shown = |settings: &Settings| settings.value(name).map(|(value, _)| value.to_string());
+        keep(name, shown(old) != shown(new));
+    }
     (new.io, new.preload_app, new.daemon) = (old.io, old.preload_app, old.daemon);
     (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
     new.errorlog = old.errorlog.clone();
+    (new.capture_output, new.python_log) = (old.capture_output, old.python_log);
     if !kept.is_empty() {
         warn!("changed settings that need a restart, and stay as they were: {}", kept.join(", "));
     }

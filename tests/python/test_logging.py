@@ -1,0 +1,359 @@
+"""The logs through Python's `logging`: `logger_class`, `logconfig`, `logconfig_dict`, `logconfig_json`, and
+`capture_output`."""
+
+import json
+import os
+import re
+import signal
+import sys
+import textwrap
+
+import pytest
+
+from harness import Client, request, run_to_end, wait_until
+
+pytestmark = pytest.mark.ringhorn_only
+
+APP = """
+import json, logging, os, sys
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise ValueError("as asked")
+    if environ["PATH_INFO"] == "/print":
+        print("printed by the application", flush=True)
+        os.write(2, b"written to standard error\\n")
+    if environ["PATH_INFO"] == "/borrow":
+        logging.getLogger("gunicorn.error").warning("said by the application")
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Mine", "yes")])
+    return [b"hello"]
+"""
+
+# Writes what a JSON formatter, or an error tracker, finds in records.
+FORMATTER = """
+import json, logging
+
+class Atoms(logging.Formatter):
+    def format(self, record):
+        args = record.args
+        if not isinstance(args, dict):
+            return json.dumps({"level": record.levelname, "name": record.name, "message": record.getMessage(),
+                               "exception": record.exc_info and record.exc_info[0].__name__})
+        names = ["h", "l", "u", "r", "s", "m", "U", "q", "H", "b", "B", "f", "a", "T", "{x-asked}i",
+                 "{X-MINE}o", "{raw_uri}e", "{none}i"]
+        return json.dumps({name: args[name] for name in names} | {
+            "level": record.levelname, "name": record.name, "format": record.msg,
+            "numbers": [type(args[name]).__name__ for name in "TDMB"], "L": args["L"], "p": args["p"]})
+"""
+
+CONFIG = """
+wsgi_app = "logged:app"
+workers = 1
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "logged.py").write_text(APP)
+    (tmp_path / "formatter.py").write_text(FORMATTER)
+
+    def configure(text=""):
+        (tmp_path / "gunicorn.conf.py").write_text(CONFIG + textwrap.dedent(text))
+        return tmp_path
+
+    return configure
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_access_records_have_the_atoms_as_arguments(serve, project):
+    project_dir = project("""
+        logconfig_dict = {
+            "formatters": {"atoms": {"()": "formatter.Atoms"}},
+            "handlers": {
+                "file": {"class": "logging.FileHandler", "filename": "all.log", "formatter": "atoms"},
+                "console": {"class": "logging.StreamHandler"},
+            },
+            "root": {"level": "INFO", "handlers": []},
+            "loggers": {
+                "gunicorn.error": {"level": "INFO", "handlers": ["file", "console"], "propagate": False},
+                "gunicorn.access": {"level": "INFO", "handlers": ["file"], "propagate": False},
+            },
+        }
+    """)
+    server = serve(None, cwd=project_dir, ready=None)
+    path = project_dir / "all.log"
+    credentials = "Authorization: Basic " + "YW5uYTpzZWNyZXQ="
+    server.ask(request("GET", "/a%20b?q=1", "X-Asked: for", "User-Agent: me", credentials))
+
+    def access():
+        return [record for record in records(path) if record["name"] == "gunicorn.access"]
+
+    wait_until(access, "an access record")
+    record = access()[0]
+    micros = record.pop("L")
+    assert re.fullmatch(r"\d+\.\d{6}", micros)
+    assert record.pop("p") == f"<{server.workers(1)[0]}>"
+    assert record == {
+        "h": "127.0.0.1",
+        "l": "-",
+        "u": "anna",
+        "r": "GET /a%20b?q=1 HTTP/1.1",
+        "s": "200",
+        "m": "GET",
+        "U": "/a b",
+        "q": "q=1",
+        "H": "HTTP/1.1",
+        "b": "5",
+        "B": 5,
+        "f": "-",
+        "a": "me",
+        "T": 0,
+        "{x-asked}i": "for",
+        "{X-MINE}o": "yes",
+        "{raw_uri}e": "/a%20b?q=1",
+        "{none}i": "-",
+        "level": "INFO",
+        "name": "gunicorn.access",
+        "format": '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
+        "numbers": ["int", "int", "int", "int"],
+    }
+
+
+def test_error_records_come_from_every_process_and_carry_the_exception(serve, project):
+    project_dir = project("""
+        logconfig_dict = {
+            "formatters": {"generic": {"format": "%(message)s"}, "atoms": {"()": "formatter.Atoms"}},
+            "handlers": {
+                "console": {"class": "logging.StreamHandler"},
+                "error_console": {
+                    "class": "logging.FileHandler", "filename": "all.log", "formatter": "atoms"
+                },
+            },
+        }
+    """)
+    server = serve(None, cwd=project_dir, ready=None)
+    path = project_dir / "all.log"
+    assert server.get("/fail").status == 500
+    server.get("/borrow")
+
+    def found(text, level):
+        return [r for r in records(path) if text in r.get("message", "") and r["level"] == level]
+
+    # From the master, a worker's first lines, a runner, and the application.
+    wait_until(lambda: found("said by the application", "WARNING"), "the application's record")
+    assert found("Listening at", "INFO")
+    assert found("Booting worker", "INFO")
+    failure = found("Error handling request /fail", "ERROR")
+    assert [record["exception"] for record in failure] == ["ValueError"]
+
+
+# gunicorn's own logger, and the one that stands in for it where gunicorn is not installed.
+BASES = ["gunicorn.glogging", "ringhorn._shim.gunicorn.glogging"]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_failed_request_has_one_access_record(serve, project, base):
+    project_dir = project("""
+        accesslog = "access.log"
+        access_log_format = "%(s)s %(U)s"
+        logger_class = "mylog.Mine"
+    """)
+    (project_dir / "mylog.py").write_text(f"from {base} import Logger\nclass Mine(Logger): pass\n")
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/fail")
+    server.get("/print")
+    access = project_dir / "access.log"
+    wait_until(lambda: access.read_text().count("\n") == 2, "both lines")
+    assert access.read_text() == "500 /fail\n200 /print\n"
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_logger_class_may_replace_what_it_likes(serve, project, base):
+    project_dir = project(f"from {base} import Logger\n" + """
+accesslog = "access.log"
+
+class Mine(Logger):
+    def setup(self, cfg):
+        super().setup(cfg)
+        self.seen = cfg.workers
+
+    def info(self, msg, *args, **kwargs):
+        super().info("<mine %s> " % self.seen + str(msg), *args, **kwargs)
+
+    def access(self, resp, req, environ, request_time):
+        if environ["PATH_INFO"] != "/quiet":
+            super().access(resp, req, environ, request_time)
+
+    def atoms(self, resp, req, environ, request_time):
+        return super().atoms(resp, req, environ, request_time) | {"h": "somebody"}
+
+logger_class = Mine
+
+def when_ready(server):
+    server.log.info("type %s", type(server.log).__name__)
+""")
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/quiet")
+    server.get("/loud")
+    access = project_dir / "access.log"
+    wait_until(lambda: access.read_text(), "the line")
+    assert re.fullmatch(r'somebody - - .*"GET /loud HTTP/1.1" 200 5 .*\n', access.read_text())
+    log = server.log()
+    assert re.search(r"\[INFO\] <mine 1> Listening at", log)
+    assert "<mine 1> type Mine" in log
+
+
+def test_what_the_io_thread_says_reaches_the_logger(serve, project):
+    project_dir = project("""
+        from gunicorn.glogging import Logger
+
+        class Mine(Logger):
+            error_fmt = "mine [%(levelname)s] %(threadName)s %(message)s"
+
+        logger_class = Mine
+        loglevel = "debug"
+    """)
+    server = serve(None, cwd=project_dir, ready=None)
+    with server.client() as client:
+        client.send(b"NONSENSE\r\n\r\n")
+        assert client.read_response().status == 400
+    wait_until(lambda: "Invalid request" in server.log() or "invalid" in server.log().lower(), "the message")
+    lines = [line for line in server.log().splitlines() if line]
+    assert all(line.startswith("mine [") for line in lines), server.log()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_logs_are_opened_again_on_usr1(serve, project, base):
+    project_dir = project("""
+        accesslog = "access.log"
+        access_log_format = "%(U)s"
+        logger_class = "mylog.Mine"
+    """)
+    (project_dir / "mylog.py").write_text(f"from {base} import Logger\nclass Mine(Logger): pass\n")
+    server = serve(None, cwd=project_dir, ready=None)
+    access, moved = project_dir / "access.log", project_dir / "old.log"
+    server.get("/before")
+    wait_until(lambda: access.read_text(), "the first line")
+    access.rename(moved)
+    server.signal(signal.SIGUSR1)
+    # The worker is told by the master, and opens its own.
+    wait_until(lambda: [server.get("/after"), access.exists() and access.read_text()][1], "a new line")
+    assert moved.read_text().startswith("/before\n")
+
+
+@pytest.mark.parametrize("kind", ["ini", "json"])
+def test_configuration_files(serve, project, kind):
+    project_dir = project("accesslog = None\n")
+    ini = """
+        [loggers]
+        keys=root,gunicorn.error,gunicorn.access
+        [handlers]
+        keys=out
+        [formatters]
+        keys=short
+        [logger_root]
+        level=WARNING
+        handlers=out
+        [logger_gunicorn.error]
+        level=INFO
+        handlers=out
+        propagate=0
+        qualname=gunicorn.error
+        [logger_gunicorn.access]
+        level=INFO
+        handlers=out
+        propagate=0
+        qualname=gunicorn.access
+        [handler_out]
+        class=StreamHandler
+        formatter=short
+        args=(sys.stdout,)
+        [formatter_short]
+        format=short %(levelname)s %(name)s %(message)s
+    """
+    dictionary = {
+        "formatters": {"generic": {"format": "short %(levelname)s %(name)s %(message)s"}},
+        "root": {"level": "WARNING", "handlers": ["console"]},
+    }
+    (project_dir / "log.ini").write_text(textwrap.dedent(ini))
+    (project_dir / "log.json").write_text(json.dumps(dictionary))
+    option = ["--log-config", "log.ini"] if kind == "ini" else ["--log-config-json", "log.json"]
+    server = serve(None, *option, cwd=project_dir, ready=None)
+    server.get("/here")
+    line = r"short INFO gunicorn.access 127.0.0.1 .*GET /here"
+    wait_until(lambda: re.search(line, server.log()), "the line")
+    assert re.search(r"short INFO gunicorn.error Listening at", server.log())
+
+
+@pytest.mark.parametrize(
+    "setting, reason",
+    [
+        ('logger_class = "nowhere.Logger"', "No module named 'nowhere'"),
+        ('logconfig = "missing.ini"', "missing.ini"),
+        ('logconfig_dict = {"handlers": {"console": {"class": "no.such.Handler"}}}', "console"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_ends_the_start(project, setting, reason):
+    project_dir = project(setting + "\n")
+    code, output = run_to_end([sys.executable, "-m", "ringhorn", "-b", "127.0.0.1:0"], cwd=project_dir)
+    assert code == 1, output
+    assert reason in output
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_capture_output(serve, project, python):
+    project_dir = project("""
+        capture_output = True
+        errorlog = "error.log"
+    """ + ('    logconfig_dict = {"root": {"handlers": []}}\n' if python else ""))
+    log = project_dir / "error.log"
+    server = serve(None, cwd=project_dir, ready=None, listening_in=log)
+    server.get("/print")
+    wait_until(lambda: "written to standard error" in log.read_text(), "what the application wrote")
+    assert "printed by the application" in log.read_text()
+    moved = project_dir / "old.log"
+    log.rename(moved)
+    server.signal(signal.SIGUSR1)
+    wait_until(log.exists, "the new file")
+    address = [int(port) for port in re.findall(r"Listening at: http://127.0.0.1:(\d+)", moved.read_text())]
+
+    def printed():
+        with Client(("127.0.0.1", address[0])) as client:
+            client.get("/print")
+        return "printed" in log.read_text()
+
+    wait_until(printed, "output in the new file")
+
+
+def test_the_default_logger_by_its_name_is_the_servers_own(serve, project):
+    project_dir = project("""
+        logger_class = "gunicorn.glogging.Logger"
+        accesslog = "-"
+        access_log_format = "%(U)s %(s)s"
+    """)
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/x")
+    wait_until(lambda: "/x 200\n" in server.log(), "the access line")
+    worker = server.workers(1)[0]
+    threads = {open(f"/proc/{worker}/task/{task}/comm").read() for task in os.listdir(f"/proc/{worker}/task")}
+    assert "ringhorn-pylog\n" not in threads
+
+
+def test_a_reload_changes_the_format_and_says_what_it_does_not_change(serve, project):
+    text = """
+        accesslog = "access.log"
+        access_log_format = "%(U)s one"
+        logconfig_dict = {"disable_existing_loggers": False, "loggers": {}}
+    """
+    project_dir = project(text)
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/before")
+    project(text.replace("one", "two").replace("False", "True"))
+    server.signal(signal.SIGHUP)
+    access = project_dir / "access.log"
+    wait_until(lambda: [server.get("/after"), "/after two\n" in access.read_text()][1], "the new format")
+    assert access.read_text().startswith("/before one\n")
+    assert re.search(r"need a restart.*logconfig_dict", access.read_text() + server.log())
