@@ -54,7 +54,7 @@ CONFIG_DEFAULTS: dict[str, Any] = {
 }
 
 # Names that mean the server's own log.
-DEFAULTS = (None, "", "simple", "gunicorn.glogging.Logger")
+DEFAULTS = (None, "", "simple", "gunicorn.glogging.Logger", "gunicorn.instrument.statsd.Statsd")
 
 
 class SafeAtoms(dict):
@@ -219,7 +219,10 @@ def start(values: dict[str, Any]) -> tuple[Any, int]:
 
 def make(wanted: Any) -> Any:
     """Give the class that the setting `logger_class` names."""
-    if wanted in DEFAULTS:
+    named = wanted
+    if isinstance(wanted, type):
+        named = f"{wanted.__module__}.{wanted.__qualname__}"
+    if named in DEFAULTS:
         return Logger
     if not isinstance(wanted, str):
         return wanted

@@ -63,6 +63,10 @@ class Settings(TypedDict, total=False):
     logconfig: str
     logconfig_dict: Mapping[str, Any]
     logconfig_json: str
+    # Metrics
+    statsd_host: str
+    statsd_prefix: str
+    dogstatsd_tags: str
     # Process
     chdir: str
     pythonpath: Text

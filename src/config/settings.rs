@@ -880,11 +880,9 @@ pub static SETTINGS: &[Setting] = &[
     setting(Hooks, "on_exit", &[], Hook(&[1]), UNSET, "Last, before the master ends"),
     // Metrics
     setting(Metrics, "statsd_host", &["--statsd-host"], Text, UNSET, "statsd server: HOST:PORT or unix:PATH")
-        .but(NotYet("metrics are not sent; count the lines of the access log meanwhile")),
-    setting(Metrics, "statsd_prefix", &["--statsd-prefix"], Text, text(""), "Prefix of metric names")
-        .but(NoOp("it shapes statsd_host, which is not honoured yet")),
-    setting(Metrics, "dogstatsd_tags", &["--dogstatsd-tags"], Text, text(""), "Tags of metrics")
-        .but(NoOp("it shapes statsd_host, which is not honoured yet")),
+        .start(),
+    setting(Metrics, "statsd_prefix", &["--statsd-prefix"], Text, text(""), "Prefix of metric names").start(),
+    setting(Metrics, "dogstatsd_tags", &["--dogstatsd-tags"], Text, text(""), "Tags of metrics").start(),
     setting(
         Metrics,
         "enable_backlog_metric",
@@ -893,7 +891,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Measure the accept queue",
     )
-    .but(NoOp("it shapes statsd_host, which is not honoured yet")),
+    .but(NotYet("look at the queue with `ss -ltn`: Recv-Q is its length")),
     // TLS
     setting(Tls, "certfile", &["--certfile"], Path, UNSET, "Certificate").but(NO_TLS),
     setting(Tls, "keyfile", &["--keyfile"], Path, UNSET, "Private key").but(NO_TLS),

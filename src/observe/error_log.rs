@@ -190,6 +190,9 @@ impl Subscriber for ErrorLog {
     }
 
     fn event(&self, event: &Event<'_>) {
+        if let Some(statsd) = super::statsd::metrics() {
+            statsd.logged(Level::of(event.metadata()));
+        }
         if let Some(sink) = super::SINK.get() {
             let mut taken = false;
             with_line(|line| {

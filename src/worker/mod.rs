@@ -355,7 +355,10 @@ fn serve(
     announce(&context, &choice);
     let waker = driver.waker();
     let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
-    let rules = Arc::new(Rules::new(&context.settings, access.is_some() || context.settings.python_log));
+    let rules = Arc::new(Rules::new(
+        &context.settings,
+        access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
+    ));
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(Port::new(waker.clone())));
     io.open();
     context.set_ready();

@@ -1,10 +1,12 @@
 """The logs through Python's `logging`: `logger_class`, `logconfig`, `logconfig_dict`, `logconfig_json`, and
 `capture_output`."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import sys
 import textwrap
 
@@ -357,3 +359,36 @@ def test_a_reload_changes_the_format_and_says_what_it_does_not_change(serve, pro
     wait_until(lambda: [server.get("/after"), "/after two\n" in access.read_text()][1], "the new format")
     assert access.read_text().startswith("/before one\n")
     assert re.search(r"need a restart.*logconfig_dict", access.read_text() + server.log())
+
+
+@pytest.mark.parametrize("extra", ["", "logconfig_dict = {'loggers': {}}"])
+def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(0.01)
+        project_dir = project(f"""
+            statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
+            statsd_prefix = "shop"
+            dogstatsd_tags = "env:test"
+            {extra}
+        """)
+        server = serve(None, cwd=project_dir, ready=None)
+        server.get("/x")
+        server.get("/fail")
+        seen = []
+
+        def has(pattern):
+            def look():
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        seen.extend(statsd.recv(4096).decode().split("\n"))
+                return any(re.fullmatch(pattern, metric) for metric in seen)
+
+            wait_until(look, pattern)
+
+        has(r"shop\.gunicorn\.workers:1\|g\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.200:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.duration:\d+\.\d+\|ms\|#env:test")
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
+        has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")

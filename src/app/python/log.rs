@@ -81,6 +81,9 @@ pub(super) fn logger(py: Python<'_>) -> Option<Py<PyAny>> {
 /// Logs that a request failed, with its exception in the record. False when Python does not write the logs.
 pub(super) fn request_failed(py: Python<'_>, uri: &str, error: &PyErr) -> bool {
     let Some(log) = LOG.get() else { return false };
+    if let Some(statsd) = observe::statsd::metrics() {
+        statsd.logged(Level::Error);
+    }
     let told = py
         .import("ringhorn._logger")
         .and_then(|module| module.call_method1("failed", (&log.logger, uri, error.value(py))));
