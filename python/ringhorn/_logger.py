@@ -1,4 +1,4 @@
-"""The logs through Python's `logging`, for those who configure it with `logger_class`, `logconfig` and so on."""
+"""The logs through Python's `logging`, for those who configure it: `logger_class`, `logconfig`, `syslog`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import importlib
 import json
 import logging
 import logging.config
+import logging.handlers
 import os
+import socket
 import sys
 import time
 import traceback
@@ -95,6 +97,10 @@ class Logger(_log.Logger):
         self._attach(self.error_log, cfg.errorlog, self.error_fmt, sys.stderr)
         if cfg.accesslog is not None:
             self._attach(self.access_log, cfg.accesslog, self.access_fmt, sys.stdout)
+        if cfg.syslog:
+            self._attach_syslog(self.error_log, "error")
+            if not cfg.disable_redirect_access_to_syslog:
+                self._attach_syslog(self.access_log, "access")
         if cfg.logconfig_dict:
             logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
         elif cfg.logconfig_json:
@@ -121,9 +127,23 @@ class Logger(_log.Logger):
         handler._gunicorn = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
 
+    def _attach_syslog(self, logger: logging.Logger, name: str) -> None:
+        cfg = self.cfg
+        facility = cfg.syslog_facility.lower()
+        if facility not in logging.handlers.SysLogHandler.facility_names:
+            raise RuntimeError(f"there is no syslog facility {facility}")
+        kind, address = parse_syslog_address(cfg.syslog_addr)
+        handler = logging.handlers.SysLogHandler(address, facility, kind)
+        # Names are gunicorn's, and so are the filters of those who have some.
+        prefix = f"gunicorn.{cfg.syslog_prefix or cfg.proc_name}.{name}"
+        handler.setFormatter(logging.Formatter(f"{prefix.replace('%', '%%')}: {self.syslog_fmt}"))
+        handler._gunicorn_syslog = True  # type: ignore[attr-defined]
+        logger.addHandler(handler)
+
     def access_log_enabled(self) -> bool:
         cfg = self.cfg
-        return bool(cfg.accesslog or cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json)
+        syslog = cfg.syslog and not cfg.disable_redirect_access_to_syslog
+        return bool(cfg.accesslog or cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json or syslog)
 
     def atoms(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> dict[str, Any]:
         """Give what `access_log_format` can name."""
@@ -186,6 +206,26 @@ class Logger(_log.Logger):
         """Do nothing: Python opens no file that is passed on."""
 
 
+def parse_syslog_address(text: str) -> tuple[socket.SocketKind | None, Any]:
+    """Give the kind of socket and the address that `syslog_addr` names."""
+    if text.startswith("unix://"):
+        path, _, kind = text.removeprefix("unix://").partition("#")
+        kinds = {"": None, "dgram": socket.SOCK_DGRAM, "stream": socket.SOCK_STREAM}
+        if kind not in kinds:
+            raise RuntimeError(f"invalid syslog address {text}: {kind} is neither dgram nor stream")
+        return kinds[kind], path
+    kinds = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
+    scheme, slashes, rest = text.partition("://")
+    if not slashes or scheme not in kinds:
+        raise RuntimeError(f"syslog address {text}: it starts with none of udp://, tcp://, unix://")
+    host, colon, port = rest.lower().rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = rest.lower(), "514"
+    if not port.isdecimal():
+        raise RuntimeError(f"invalid syslog address {text}: {port} is not a port")
+    return kinds[scheme], (host.strip("[]") or "localhost", int(port))
+
+
 def _file_handlers() -> list[logging.FileHandler]:
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     found = {
@@ -235,6 +275,6 @@ def access(logger: Any, resp: Any, req: Any, environ: dict[str, Any], micros: in
     logger.access(resp, req, environ, datetime.timedelta(microseconds=micros))
 
 
-def failed(logger: Any, uri: str, error: BaseException) -> None:
+def failed(logger: Any, uri: str, error: BaseException, tb: Any) -> None:
     """Tell that a request failed, with the exception in the record as error trackers want it."""
-    logger.error("Error handling request %s", uri, exc_info=(type(error), error, error.__traceback__))
+    logger.error("Error handling request %s", uri, exc_info=(type(error), error, tb))

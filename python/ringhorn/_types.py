@@ -63,6 +63,11 @@ class Settings(TypedDict, total=False):
     logconfig: str
     logconfig_dict: Mapping[str, Any]
     logconfig_json: str
+    syslog: bool
+    syslog_addr: str
+    syslog_prefix: str
+    syslog_facility: str
+    disable_redirect_access_to_syslog: bool
     # Metrics
     statsd_host: str
     statsd_prefix: str

@@ -735,8 +735,7 @@ pub static SETTINGS: &[Setting] = &[
         "Python logging configuration, as JSON file",
     )
     .start(),
-    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too")
-        .but(NotYet("run under systemd or `logger`, which pass standard error on to syslog")),
+    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too").start(),
     setting(
         Logging,
         "syslog_addr",
@@ -745,11 +744,11 @@ pub static SETTINGS: &[Setting] = &[
         text("udp://localhost:514"),
         "Address of syslog",
     )
-    .but(NoOp("it shapes syslog, which is not honoured yet")),
+    .start(),
     setting(Logging, "syslog_prefix", &["--log-syslog-prefix"], Text, UNSET, "Program name in syslog")
-        .but(NoOp("it shapes syslog, which is not honoured yet")),
+        .start(),
     setting(Logging, "syslog_facility", &["--log-syslog-facility"], Text, text("user"), "Facility in syslog")
-        .but(NoOp("it shapes syslog, which is not honoured yet")),
+        .start(),
     setting(
         Logging,
         "disable_redirect_access_to_syslog",
@@ -758,7 +757,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep the access log out of syslog",
     )
-    .but(NoOp("it shapes syslog, which is not honoured yet")),
+    .start(),
     // Process
     setting(Process, "pidfile", &["-p", "--pid"], Path, UNSET, "File that holds the master's process id"),
     setting(Process, "user", &["-u", "--user"], Account, UNSET, "User the workers run as").start(),

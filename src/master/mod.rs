@@ -939,7 +939,16 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("errorlog", old.errorlog != new.errorlog);
     keep("statsd_host", old.statsd != new.statsd);
     keep("capture_output", old.capture_output != new.capture_output);
-    for name in ["logger_class", "logconfig", "logconfig_dict", "logconfig_json"] {
+    for name in [
+        "logger_class",
+        "logconfig",
+        "logconfig_dict",
+        "logconfig_json",
+        "syslog",
+        "syslog_addr",
+        "syslog_prefix",
+        "syslog_facility",
+    ] {
         // By its name: a config file that is run again makes another class.
         let shown = |settings: &Settings| settings.value(name).map(|(value, _)| value.to_string());
         keep(name, shown(old) != shown(new));

@@ -392,3 +392,78 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
         has(r"shop\.gunicorn\.request\.duration:\d+\.\d+\|ms\|#env:test")
         assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
         has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")
+
+
+def syslog_messages(server, daemon, wanted):
+    """What `daemon`, a datagram socket, receives until every pattern of `wanted` was seen."""
+    seen = []
+
+    def look():
+        with contextlib.suppress(TimeoutError):
+            while True:
+                seen.append(daemon.recv(4096).rstrip(b"\0").decode())
+        return all(any(re.search(pattern, text) for text in seen) for pattern in wanted)
+
+    wait_until(look, f"syslog messages {wanted}")
+    return seen
+
+
+def test_syslog_has_both_logs_with_prefix_and_facility(serve, project):
+    project_dir = project()
+    path = project_dir / "log.socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(path))
+        daemon.settimeout(0.01)
+        options = ["--log-syslog", "--log-syslog-to", f"unix://{path}", "--log-syslog-facility", "local3"]
+        server = serve(None, *options, "--log-syslog-prefix", "100%shop", cwd=project_dir, ready=None)
+        server.get("/x")
+        pid = server.process.pid
+        # 19 is local3; 6 is info: 19 * 8 + 6.
+        syslog_messages(
+            server,
+            daemon,
+            [
+                rf"<158>gunicorn\.100%shop\.error: \[{pid}\] Listening at: ",
+                r'<158>gunicorn\.100%shop\.access: \[\d+\] 127\.0\.0\.1 - - \[.*\] "GET /x HTTP/1.1" 200 5 ',
+            ],
+        )
+        # The other logs stay.
+        assert f"[{pid}] [INFO] Listening at: " in server.log()
+
+
+def test_syslog_may_go_without_the_access_log(serve, project):
+    project_dir = project()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(("127.0.0.1", 0))
+        daemon.settimeout(0.01)
+        to = f"udp://127.0.0.1:{daemon.getsockname()[1]}"
+        options = ["--log-syslog", "--log-syslog-to", to, "--disable-redirect-access-to-syslog", "-n", "shop"]
+        server = serve(None, *options, cwd=project_dir, ready=None)
+        server.get("/x")
+        # Whoever failed later than the first request is told of later than its access line would be.
+        server.get("/fail")
+        wanted = [r"<11>gunicorn\.shop\.error: \[\d+\] Error handling request /fail\nTraceback"]
+        seen = syslog_messages(server, daemon, wanted)
+        assert not any("gunicorn.shop.access" in text for text in seen)
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("udp://localhost:514", (socket.SOCK_DGRAM, ("localhost", 514))),
+        ("tcp://[::1]:601", (socket.SOCK_STREAM, ("::1", 601))),
+        ("udp://logs", (socket.SOCK_DGRAM, ("logs", 514))),
+        ("unix:///dev/log", (None, "/dev/log")),
+        ("unix:///dev/log#stream", (socket.SOCK_STREAM, "/dev/log")),
+        ("localhost:514", "starts with none"),
+        ("unix:///dev/log#other", "neither dgram nor stream"),
+    ],
+)
+def test_addresses_of_syslog(text, wanted):
+    from ringhorn._logger import parse_syslog_address
+
+    if isinstance(wanted, str):
+        with pytest.raises(RuntimeError, match=wanted):
+            parse_syslog_address(text)
+    else:
+        assert parse_syslog_address(text) == wanted

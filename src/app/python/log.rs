@@ -84,9 +84,9 @@ pub(super) fn request_failed(py: Python<'_>, uri: &str, error: &PyErr) -> bool {
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.logged(Level::Error);
     }
-    let told = py
-        .import("ringhorn._logger")
-        .and_then(|module| module.call_method1("failed", (&log.logger, uri, error.value(py))));
+    let told = py.import("ringhorn._logger").and_then(|module| {
+        module.call_method1("failed", (&log.logger, uri, error.value(py), error.traceback(py)))
+    });
     told.is_ok()
 }
 
