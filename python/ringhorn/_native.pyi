@@ -57,3 +57,16 @@ def is_leaving() -> bool:
 
 def requests() -> int:
     """Count the requests that this process has begun to answer."""
+
+class Inotify:
+    """An instance of inotify(7): tells of files that come, that were written, and of changed attributes."""
+
+    def __init__(self) -> None: ...
+    def watch(self, directory: str) -> None:
+        """Watch a directory. OSError when that cannot be done."""
+
+    def wait(self, timeout_ms: int) -> list[str]:
+        """Wait for something to happen, and give the names of the files it happened to.
+
+        The names are without directories; one is empty where events were lost.
+        """

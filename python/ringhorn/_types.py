@@ -29,6 +29,9 @@ class Settings(TypedDict, total=False):
     enable_stdio_inheritance: bool
     keepalive: float
     preload_app: bool
+    reload: bool
+    reload_engine: Literal["auto", "poll", "inotify"]
+    reload_extra_files: Text
     pin: bool
     io: Literal["auto", "uring", "epoll"]
     # Requests

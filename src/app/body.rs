@@ -69,14 +69,16 @@ impl std::error::Error for BodyError {}
 /// A body on its way, shared with the I/O thread, which stops receiving while `body_buffer` bytes
 /// wait here.
 pub struct BodyStream {
-    pub(super) link: Arc<Link>,
+    link: Arc<Link>,
+    /// Which of the connection's bodies it is.
+    serial: u64,
 }
 
 impl BodyStream {
-    /// The reader of the body that the I/O thread feeds into `link`.
+    /// The reader of the body that the I/O thread feeds into `link`, from [`Link::expect_body`] on.
     #[must_use]
     pub fn new(link: Arc<Link>) -> Self {
-        Self { link }
+        Self { serial: link.body_serial(), link }
     }
 
     /// Appends what has arrived to `into`, without waiting. The first call sends
@@ -85,22 +87,22 @@ impl BodyStream {
     /// # Errors
     /// [`BodyError`] once, and at every later call.
     pub fn poll(&mut self, into: &mut Vec<u8>) -> Result<Progress, BodyError> {
-        self.link.take_body(into)
+        self.link.take_body(self.serial, into)
     }
 
     /// A handle to wait with while the stream itself is free for others.
     #[must_use]
     pub fn waiter(&self) -> BodyWaiter {
-        BodyWaiter(Arc::clone(&self.link))
+        BodyWaiter(Arc::clone(&self.link), self.serial)
     }
 }
 
 /// Waits for body bytes.
-pub struct BodyWaiter(Arc<Link>);
+pub struct BodyWaiter(Arc<Link>, u64);
 
 impl BodyWaiter {
     /// Blocks until there is something to poll. Call it without the interpreter.
     pub fn wait(&self) {
-        self.0.wait_for_body();
+        self.0.wait_for_body(self.1);
     }
 }

@@ -129,6 +129,8 @@ struct Gate {
     /// How the answer ended, once `FINISHED`.
     outcome: Outcome,
     body: Vec<u8>,
+    /// Which streamed body of this connection `body` belongs to.
+    body_serial: u64,
     arrival: Arrival,
     /// The I/O thread stopped receiving because enough of the body waits here.
     body_paused: bool,
@@ -206,6 +208,7 @@ impl Link {
                 gone: false,
                 outcome: Outcome::Keep,
                 body: Vec::new(),
+                body_serial: 0,
                 arrival: Arrival::Complete,
                 body_paused: false,
             }),
@@ -260,6 +263,7 @@ impl Link {
     pub fn expect_body(&self, continue_owed: bool) {
         let mut gate = lock(&self.gate);
         gate.body.clear();
+        gate.body_serial += 1;
         gate.arrival = Arrival::Expected;
         gate.body_paused = false;
         self.continue_owed.store(continue_owed, Ordering::Relaxed);
@@ -413,8 +417,11 @@ impl Link {
     pub fn discard_body(&self) {
         let mut gate = lock(&self.gate);
         gate.body = Vec::new();
+        gate.body_serial += 1;
         gate.body_paused = false;
         self.continue_owed.store(false, Ordering::Relaxed);
+        drop(gate);
+        self.changed.notify_all();
     }
 
     /// Whether the client waits for a `100 Continue` that the application has not decided about.
@@ -447,6 +454,7 @@ impl Link {
             return false;
         }
         gate.rest_bytes += bytes.len() - sent;
+        self.port.queued_bytes.fetch_add(bytes.len() - sent, Ordering::Relaxed);
         gate.rests.push_back(Rest::Copied(bytes[sent..].to_vec(), 0));
         self.said.store(true, Ordering::Relaxed);
         true
@@ -460,8 +468,17 @@ impl Link {
 
     // ---- the runner's side -----------------------------------------------------------------
 
-    pub(super) fn take_body(&self, into: &mut Vec<u8>) -> Result<Progress, BodyError> {
+    /// Which streamed body the link is at.
+    pub(super) fn body_serial(&self) -> u64 {
+        lock(&self.gate).body_serial
+    }
+
+    pub(super) fn take_body(&self, serial: u64, into: &mut Vec<u8>) -> Result<Progress, BodyError> {
         let mut gate = lock(&self.gate);
+        if gate.body_serial != serial {
+            // An application kept its input: its request is over, and the next one's body is not for it.
+            return Err(BodyError::Truncated);
+        }
         if self.withdraw_continue() && self.say_through(&mut gate, http::CONTINUE) {
             self.port.report(self.token, true);
         }
@@ -492,9 +509,9 @@ impl Link {
         self.said.load(Ordering::Relaxed) && self.said.swap(false, Ordering::Relaxed)
     }
 
-    pub(super) fn wait_for_body(&self) {
+    pub(super) fn wait_for_body(&self, serial: u64) {
         let mut gate = lock(&self.gate);
-        while gate.body.is_empty() && gate.arrival == Arrival::Expected {
+        while gate.body_serial == serial && gate.body.is_empty() && gate.arrival == Arrival::Expected {
             gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -566,3 +583,64 @@ impl Link {
 
 /// Bytes of a file given to one sendfile(2), so that one download does not hold the I/O thread up.
 const FILE_SLICE_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::app::BodyStream;
+    use crate::ring;
+
+    /// An application that kept the input of an earlier request read the next one's body, which behind a proxy
+    /// may be another client's, or waited for ever.
+    #[test]
+    fn a_kept_body_ends_with_its_request() {
+        let (driver, _) = ring::open(ring::Io::Epoll).unwrap();
+        let (_client, server) = UnixStream::pair().unwrap();
+        let (token, listener) = (Token { slot: 0, generation: 0 }, Arc::new(Listener::unix("/a".into())));
+        let port = Arc::new(Port::new(driver.waker()));
+        let link = Arc::new(Link::new(OwnedFd::from(server).into(), token, port, listener, Peer::Unix));
+        link.expect_body(false);
+        let mut kept = BodyStream::new(Arc::clone(&link));
+        let mut got = Vec::new();
+        assert_eq!(kept.poll(&mut got), Ok(Progress::Pending));
+        link.discard_body();
+        kept.waiter().wait();
+        link.expect_body(false);
+        let mut next = BodyStream::new(Arc::clone(&link));
+        link.feed_body(|waiting| waiting.extend_from_slice(b"not for the first"));
+        assert_eq!(kept.poll(&mut got), Err(BodyError::Truncated));
+        assert!(got.is_empty());
+        assert_eq!(next.poll(&mut got), Ok(Progress::Ready));
+        assert_eq!(got, b"not for the first");
+    }
+
+    /// What the server itself said was taken off the worker's sum, and never put on it: the sum went below zero,
+    /// and from then on every large answer held its runner.
+    #[test]
+    fn what_the_server_says_is_counted_while_it_waits() {
+        let (driver, _) = ring::open(ring::Io::Epoll).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        for drained in [true, false] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let listener = Arc::new(Listener::unix("/a".into()));
+            let token = Token { slot: 0, generation: 0 };
+            let link =
+                Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listener, Peer::Unix);
+            while link.socket().send(&[IoSlice::new(&[0; 4096])]).is_ok() {}
+            assert!(link.say(http::CONTINUE), "the socket is full");
+            assert_eq!(port.queued_bytes(), http::CONTINUE.len());
+            if drained {
+                client.set_nonblocking(true).unwrap();
+                while io::Read::read(&mut client, &mut [0; 4096]).is_ok() {}
+                assert_eq!(link.flush(), Flushed::All);
+            } else {
+                link.lose();
+            }
+            assert_eq!(port.queued_bytes(), 0);
+        }
+    }
+}

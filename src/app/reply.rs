@@ -107,8 +107,9 @@ impl Reply {
         if self.encoder.head_sent() {
             return Err(ReplyError::HeadSent);
         }
+        self.encoder.start(status).map_err(ReplyError::Invalid)?;
         self.started = true;
-        self.encoder.start(status).map_err(ReplyError::Invalid)
+        Ok(())
     }
 
     /// Adds a header.
@@ -116,7 +117,11 @@ impl Reply {
     /// # Errors
     /// When it does not belong in a response (not a token, control characters, a bad Content-Length).
     pub fn header(&mut self, name: &[u8], value: &[u8]) -> Result<(), ReplyError> {
-        self.encoder.header(name, value).map_err(ReplyError::Invalid)
+        self.encoder.header(name, value).map_err(|error| {
+            // An application that swallows the error must not have its answer sent without what it asked for.
+            self.started = false;
+            ReplyError::Invalid(error)
+        })
     }
 
     /// Lets the connection end after this answer.

@@ -235,6 +235,8 @@ pub struct Settings {
     pub raw_env: Vec<(String, String)>,
     /// Load the application in the master.
     pub preload_app: bool,
+    /// Reload when a file of the application changes.
+    pub reload: bool,
     /// File for the master's process id.
     pub pidfile: Option<PathBuf>,
     /// User id of the workers; `None` keeps the master's.
@@ -796,6 +798,7 @@ fn build(
         pythonpath: values.texts("pythonpath").into_iter().map(PathBuf::from).collect(),
         raw_env: raw_env(&values)?,
         preload_app: values.on("preload_app"),
+        reload: values.on("reload"),
         pidfile: values.text("pidfile").map(PathBuf::from),
         user: values.account("user", account::user_id)?,
         group: values.account("group", account::group_id)?,

@@ -317,16 +317,9 @@ const NO_PASTE: Support =
 /// Every setting, by group.
 pub static SETTINGS: &[Setting] = &[
     // Application
-    setting(
-        Application,
-        "config",
-        &["-c", "--config"],
-        Text,
-        UNSET,
-        "Config file: PATH, file:PATH or python:MODULE",
-    )
-    .computed("./gunicorn.conf.py")
-    .start(),
+    setting(Application, "config", &["-c", "--config"], Text, UNSET, "Config file: a path, or python:MODULE")
+        .computed("./gunicorn.conf.py")
+        .start(),
     setting(Application, "wsgi_app", &[], Text, UNSET, "Application, when the command line names none"),
     setting(
         Application,
@@ -386,9 +379,8 @@ pub static SETTINGS: &[Setting] = &[
         &["--reload"],
         Switch,
         NO,
-        "Restart workers when a file of the application changes",
-    )
-    .but(NotYet("restart the server by hand after a change")),
+        "Reload when a file of the application changes",
+    ),
     setting(
         Application,
         "reload_engine",
@@ -396,17 +388,15 @@ pub static SETTINGS: &[Setting] = &[
         Choice(&["auto", "poll", "inotify"]),
         text("auto"),
         "How changed files are noticed",
-    )
-    .but(NoOp("it shapes reload, which is not honoured yet")),
+    ),
     setting(
         Application,
         "reload_extra_files",
         &["--reload-extra-file"],
         List,
         Default::List(&[]),
-        "More files to watch; repeatable",
-    )
-    .but(NoOp("it shapes reload, which is not honoured yet")),
+        "More files or patterns to watch; repeatable",
+    ),
     setting(Application, "spew", &["--spew"], Switch, NO, "Print every line of Python that runs")
         .but(Refused("use `python -m trace --trace` on the application instead")),
     setting(Application, "paste", &["--paste", "--paster"], Text, UNSET, "PasteDeploy file to serve")
@@ -744,11 +734,14 @@ pub static SETTINGS: &[Setting] = &[
         text("udp://localhost:514"),
         "Address of syslog",
     )
-    .start(),
+    .start()
+    .rare(),
     setting(Logging, "syslog_prefix", &["--log-syslog-prefix"], Text, UNSET, "Program name in syslog")
-        .start(),
+        .start()
+        .rare(),
     setting(Logging, "syslog_facility", &["--log-syslog-facility"], Text, text("user"), "Facility in syslog")
-        .start(),
+        .start()
+        .rare(),
     setting(
         Logging,
         "disable_redirect_access_to_syslog",
@@ -757,7 +750,8 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep the access log out of syslog",
     )
-    .start(),
+    .start()
+    .rare(),
     // Process
     setting(Process, "pidfile", &["-p", "--pid"], Path, UNSET, "File that holds the master's process id"),
     setting(Process, "user", &["-u", "--user"], Account, UNSET, "User the workers run as").start(),
@@ -773,9 +767,9 @@ pub static SETTINGS: &[Setting] = &[
     setting(Process, "initgroups", &["--initgroups"], Switch, NO, "Give workers all groups of their user")
         .start(),
     setting(Process, "proc_name", &["-n", "--name"], Text, UNSET, "Name in process titles")
-        .but(NotYet("find the server by its pidfile or its service unit")),
+        .computed("the application"),
     setting(Process, "default_proc_name", &[], Text, text("gunicorn"), "Name when proc_name is not set")
-        .but(NoOp("process titles are not set yet")),
+        .but(NoOp("the application's name is what stands in for proc_name")),
     setting(Process, "daemon", &["-D", "--daemon"], Switch, NO, "Go to the background").start(),
     setting(
         Process,

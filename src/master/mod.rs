@@ -46,6 +46,7 @@ use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
 use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
+use crate::sys::title::Title;
 
 pub use self::launch::Launch;
 pub use self::native::NativeHost;
@@ -229,6 +230,19 @@ impl WorkerContext {
         self.record().set_state(WorkerState::Ready);
         signal::notify(self.master_event);
     }
+
+    /// What tells the master that a file of the application was changed, at a time of [`monotonic_ms`]
+    /// (`reload`). For any thread.
+    pub fn change_teller(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let (shared, record, master_event) = (Arc::clone(&self.shared), self.record, self.master_event);
+        move |at_ms| {
+            if let Some(record) = shared.record(record) {
+                // A clock that was set back must not make it a change of the future.
+                record.set_changed(at_ms.min(monotonic_ms()));
+                signal::notify(master_event);
+            }
+        }
+    }
 }
 
 /// The CPUs to pin the workers to, by slot: one for each worker, from those that this process may
@@ -284,6 +298,8 @@ struct Master<'h> {
     earlier: Option<(Arc<Settings>, Listeners)>,
     pidfile: Option<Pidfile>,
     cpus: Option<Vec<usize>>,
+    /// Where process titles are written, if they can be.
+    title: Option<Title>,
     slots: Slots,
     /// The master that started this one (USR2), until it is gone.
     earlier_master: Option<Pid>,
@@ -362,11 +378,13 @@ impl<'h> Master<'h> {
             reloading: false,
             earlier: None,
             pidfile,
+            title: Title::find().inspect_err(|error| debug!("no process titles: {}", describe(error))).ok(),
             slots,
             earlier_master,
             next_master: None,
             age: 0,
         };
+        master.set_title("master");
         master.summarise();
         tell_workers(master.workers);
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
@@ -388,6 +406,18 @@ impl<'h> Master<'h> {
     fn remove_pidfile(&mut self) {
         if let Some(pidfile) = self.pidfile.take() {
             pidfile.remove();
+        }
+    }
+
+    /// gunicorn's titles, with our name. `role` is master or worker.
+    fn set_title(&self, role: &str) {
+        let Some(title) = &self.title else { return };
+        let Settings { proc_name, app, .. } = &*self.settings;
+        let name = proc_name.as_deref().unwrap_or(app);
+        // Told apart from the old master, as by its pidfile.
+        let junior = if self.earlier_master.is_some() { ".2" } else { "" };
+        if let Err(error) = title.set(&format!("ringhorn: {role} [{name}{junior}]")) {
+            debug!("cannot set the process title: {}", describe(&error));
         }
     }
 
@@ -490,6 +520,7 @@ impl<'h> Master<'h> {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
                     heartbeat_ms: record.heartbeat_ms(),
+                    changed_ms: record.changed_ms(),
                 };
                 self.slots.observed(*pid, seen, now_ms);
             }
@@ -657,6 +688,7 @@ impl<'h> Master<'h> {
         });
         self.slots.reloaded(rules, monotonic_ms());
         self.reloading = true;
+        self.set_title("master");
         self.summarise();
         Ok(())
     }
@@ -670,6 +702,7 @@ impl<'h> Master<'h> {
             self.cpus = cpus(&settings);
             observe::set_level(settings.loglevel);
             self.settings = settings;
+            self.set_title("master");
         }
     }
 
@@ -679,22 +712,12 @@ impl<'h> Master<'h> {
             Ok(blocked) => blocked,
             Err(error) => return error!("cannot start another master: {}", describe(&error)),
         };
-        if let Err(error) = self.host.pre_exec() {
-            return error!("no other master is started: {}", error.what());
-        }
         self.host.before_fork();
         match process::fork() {
             Ok(Fork::Child) => {
-                // Our handlers would write to the eventfd that is still the old master's.
-                let _ = Signals::install(SignalSet::EMPTY);
-                drop(blocked);
-                let error = match self.listeners.hand_over() {
-                    Ok(listeners) => self.launch.become_again(&listeners, self.pid),
-                    Err(error) => error,
-                };
-                let program = self.launch.program.display();
-                error!("cannot start another master: {program}: {}", describe(&error));
-                process::exit_now(Exit::Start.code())
+                // A panic must not unwind into the embedding process: see `fork_into`.
+                let code = catch_unwind(AssertUnwindSafe(|| self.become_master(blocked)));
+                process::exit_now(code.unwrap_or(EXIT_PANIC))
             }
             Ok(Fork::Parent(pid)) => {
                 self.host.after_fork_parent();
@@ -711,10 +734,30 @@ impl<'h> Master<'h> {
         }
     }
 
+    /// In the child of an upgrade. Returns the exit code, if it does not become the next master.
+    fn become_master(&mut self, blocked: signal::Blocked) -> i32 {
+        // Our handlers would write to the eventfd that is still the old master's.
+        let _ = Signals::install(SignalSet::EMPTY);
+        drop(blocked);
+        self.host.after_fork_child();
+        if let Err(error) = self.host.pre_exec() {
+            error!("no other master is started: {}", error.what());
+            return error.exit().code();
+        }
+        let error = match self.listeners.hand_over() {
+            Ok(listeners) => self.launch.become_again(&listeners, self.pid),
+            Err(error) => error,
+        };
+        let program = self.launch.program.display();
+        error!("cannot start another master: {program}: {}", describe(&error));
+        Exit::Start.code()
+    }
+
     /// The master that started this one is gone.
     fn promote(&mut self, now_ms: u64) {
         self.earlier_master = None;
         info!("{NAME} has been promoted.");
+        self.set_title("master");
         if let Some(path) = &self.settings.pidfile
             && let Some(pidfile) = &mut self.pidfile
             && let Err(error) = pidfile.rename(path)
@@ -828,6 +871,8 @@ impl<'h> Master<'h> {
     ) -> Result<Option<WorkerContext>, StartError> {
         info!("Booting worker with pid: {}", process::id());
         self.host.post_fork()?;
+        // Before the change of user, after which the kernel does not allow it.
+        self.set_title("worker");
         if let Ok(name) = CString::new(format!("ringhorn-w{slot}")) {
             // For `top` and `ps -L` only.
             let _ = process::set_thread_name(&name);

@@ -105,6 +105,8 @@ pub(super) struct Seen {
     pub(super) spent: bool,
     /// When it last said that it is alive.
     pub(super) heartbeat_ms: u64,
+    /// When a file of the application was changed last, as far as it knows; 0 = never.
+    pub(super) changed_ms: u64,
 }
 
 /// The worker slots and how far the server's life has come.
@@ -137,6 +139,8 @@ pub(super) struct Slots {
     /// Heartbeats from before this time are not held against a worker: the master was not looking.
     amnesty_ms: u64,
     last_turn_ms: u64,
+    /// The last reload was asked for at this time: changes of files before it are in it.
+    asked_ms: u64,
     actions: Vec<Action>,
 }
 
@@ -199,6 +203,7 @@ impl Slots {
             ready_once: false,
             amnesty_ms: now_ms,
             last_turn_ms: now_ms,
+            asked_ms: now_ms,
             actions: Vec::new(),
         };
         slots.set_target(rules.workers, now_ms);
@@ -303,6 +308,12 @@ impl Slots {
         worker.seen.ready |= seen.ready;
         worker.seen.spent |= seen.spent;
         worker.seen.heartbeat_ms = seen.heartbeat_ms;
+        // Every worker that has the file says so, some of them late: one reload is enough for all.
+        if seen.changed_ms > self.asked_ms && self.phase == Phase::Running && !self.resting {
+            self.asked_ms = now_ms.max(seen.changed_ms);
+            self.actions.push(Action::Reload);
+        }
+        let worker = &mut self.workers[index];
         if !comes {
             return;
         }
@@ -406,7 +417,10 @@ impl Slots {
                 let pids: Vec<Pid> = self.workers.iter().map(|worker| worker.pid).collect();
                 self.actions.extend(pids.into_iter().map(|pid| Action::Kill { pid, signal }));
             }
-            Signal::HUP if running => self.actions.push(Action::Reload),
+            Signal::HUP if running => {
+                self.asked_ms = now_ms;
+                self.actions.push(Action::Reload);
+            }
             Signal::USR2 if running => {
                 let why = match (self.next_master, self.junior) {
                     (Some(_), _) => "the master started by the last one is still there",
@@ -931,7 +945,11 @@ mod tests {
         /// The newest worker of the slot beats.
         fn see(&mut self, slot: usize, spent: bool) {
             let pid = self.slots.pid(slot).unwrap();
-            self.slots.observed(pid, Seen { ready: true, spent, heartbeat_ms: self.now_ms }, self.now_ms);
+            self.slots.observed(
+                pid,
+                Seen { ready: true, spent, heartbeat_ms: self.now_ms, changed_ms: 0 },
+                self.now_ms,
+            );
         }
 
         fn ready(&mut self, slot: usize) {
@@ -975,6 +993,38 @@ mod tests {
         fn signals_to(&self, pid: Pid) -> Vec<Signal> {
             self.killed.iter().filter(|(to, _)| *to == pid).map(|(_, signal)| *signal).collect()
         }
+    }
+
+    /// Each worker notices by itself, and not at the same time.
+    #[test]
+    fn a_changed_file_is_one_reload_whoever_tells_of_it_and_a_later_change_is_another() {
+        let mut world = World::serving();
+        let started_ms = world.now_ms;
+        let old = [world.slots.pid(0).unwrap(), world.slots.pid(1).unwrap()];
+        let tell = |world: &mut World, pid: Pid, changed_ms: u64| {
+            let seen = Seen { ready: true, heartbeat_ms: world.now_ms, changed_ms, ..Seen::default() };
+            world.slots.observed(pid, seen, world.now_ms);
+            world.act();
+            world.asked.iter().filter(|action| **action == Action::Reload).count()
+        };
+        world.carry_on(10);
+        assert_eq!(tell(&mut world, old[0], started_ms + 5), 1);
+        assert_eq!(tell(&mut world, old[0], started_ms + 5), 1, "the record still says so");
+        world.slots.reloaded(RULES, world.now_ms);
+        world.pass(0);
+        world.carry_on(100);
+        assert_eq!(tell(&mut world, old[1], started_ms + 5), 1, "the other one had the same file");
+        // The new generation loads the file while it is written once more.
+        assert_eq!(tell(&mut world, old[1], started_ms + 50), 2);
+        world.slots.reloaded(RULES, world.now_ms);
+        world.pass(0);
+        // By hand, and the workers tell of the change afterwards.
+        world.carry_on(100);
+        let changed_ms = world.now_ms;
+        world.signal(Signal::HUP);
+        assert_eq!(tell(&mut world, old[1], changed_ms), 3);
+        world.signal(Signal::TERM);
+        assert_eq!(tell(&mut world, old[1], changed_ms + 10_000), 3, "the server stops");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Descriptors that can be noted: the kernel's own bound on `RLIMIT_NOFILE` by default (`fs.nr_open`). A
 /// bit each; pages that no descriptor needs are never touched.
@@ -39,9 +39,23 @@ pub fn forget(fd: RawFd) {
     }
 }
 
+/// Whether this process was forked from one that had noted descriptors: a child of the application, in which
+/// nothing of the server lives.
+#[must_use]
+pub fn is_child() -> bool {
+    CHILD.load(Ordering::Relaxed)
+}
+
+static CHILD: AtomicBool = AtomicBool::new(false);
+
 /// Runs in the child of a fork, on its only thread.
 extern "C" fn close_noted() {
+    CHILD.store(true, Ordering::Relaxed);
     for (index, word) in (0_i32..).zip(NOTED.iter()) {
+        // Most words are 0: to write them would copy their pages for the child.
+        if word.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
         let mut bits = word.swap(0, Ordering::Relaxed);
         while bits != 0 {
             let fd = index * 64 + bits.trailing_zeros().cast_signed();

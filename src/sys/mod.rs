@@ -13,3 +13,4 @@ pub mod rlimit;
 pub mod shared;
 pub mod signal;
 pub mod thread_clock;
+pub mod title;

@@ -61,6 +61,7 @@ pub enum Order {
 pub struct WorkerRecord {
     heartbeat_ms: AtomicU64,
     requests: AtomicU64,
+    changed_ms: AtomicU64,
     connections: AtomicU32,
     state: AtomicU32,
     pid: AtomicU32,
@@ -77,6 +78,7 @@ impl WorkerRecord {
         self.order.store(0, Ordering::Relaxed);
         self.spent.store(false, Ordering::Relaxed);
         self.requests.store(0, Ordering::Relaxed);
+        self.changed_ms.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
         self.heartbeat_ms.store(monotonic_ms(), Ordering::Relaxed);
         self.state.store(WorkerState::Booting as u32, Ordering::Release);
@@ -135,6 +137,17 @@ impl WorkerRecord {
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Acquire)
+    }
+
+    /// Says that a file of the application was changed, at `at_ms` of [`monotonic_ms`] (`reload`).
+    pub fn set_changed(&self, at_ms: u64) {
+        self.changed_ms.fetch_max(at_ms, Ordering::Release);
+    }
+
+    /// When a file of the application was changed last, as far as the worker has noticed; 0 is never.
+    #[must_use]
+    pub fn changed_ms(&self) -> u64 {
+        self.changed_ms.load(Ordering::Acquire)
     }
 
     /// Says which process this is; 0 is none.

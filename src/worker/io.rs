@@ -517,6 +517,7 @@ impl Io {
                         Ok(count) if complete => {
                             used += count;
                             conn.phase = Phase::Head;
+                            self.set_idle_deadline(token);
                         }
                         Ok(count) if !spent => {
                             used += count;
@@ -733,9 +734,7 @@ impl Io {
             self.linger(token);
             return;
         } else {
-            // The close of an answer whose head left before the draining began could not be announced.
-            let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
-            self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
+            self.set_idle_deadline(token);
         }
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
@@ -846,6 +845,13 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         conn.deadline_ms = self.now_ms.saturating_add(after_ms);
         self.arm(token);
+    }
+
+    /// Gives the client the time until its next request.
+    fn set_idle_deadline(&mut self, token: Token) {
+        // The close of an answer whose head left before the draining began could not be announced.
+        let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
+        self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
     }
 
     /// Gives the client `response_timeout` to take something of its answer.

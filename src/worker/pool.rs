@@ -11,6 +11,7 @@
 //!   the time, and it goes on.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -200,6 +201,7 @@ impl Pool {
             if let Err(error) = signal::block_all_in_this_thread() {
                 debug!("cannot block signals: {error}");
             }
+            let _place = Place { pool: &pool, index: seat };
             app.with_runner(&mut |runner| pool.run(seat, runner, false));
         });
         if let Err(error) = spawned {
@@ -228,6 +230,7 @@ impl Pool {
     /// the wait is given to the runner at once.
     pub(super) fn run_main(&self, runner: &mut dyn Runner) {
         let seat = self.sit();
+        let _place = Place { pool: self, index: seat };
         self.run(seat, runner, true);
     }
 
@@ -241,7 +244,10 @@ impl Pool {
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             seat.at_work.store(true, Ordering::Relaxed);
-            runner.run(&mut exchange);
+            // A panic is a bug of ours; it shall cost the request that met it, not the runner and its client's wait.
+            if catch_unwind(AssertUnwindSafe(|| runner.run(&mut exchange))).is_err() {
+                error!("a runner panicked; this is a bug of the server");
+            }
             if !exchange.reply.is_finished() {
                 exchange.reply.fail(500, "");
             }
@@ -257,12 +263,6 @@ impl Pool {
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
             done = Some(exchange);
         }
-        let mut queue = lock(&self.queue);
-        *lock(&seat.clock) = None;
-        queue.awake -= 1;
-        queue.alive -= 1;
-        drop(queue);
-        self.left.notify_all();
     }
 
     /// The next request; `None` when the pool closes. Parks while there is none. `quick` is given by a runner
@@ -352,10 +352,32 @@ impl Pool {
     }
 }
 
+/// A runner's place among the others. It is given up also when the runner could not be made, or panicked.
+struct Place<'a> {
+    pool: &'a Pool,
+    index: usize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.pool.queue);
+        let seat = Arc::clone(&queue.seats[self.index]);
+        seat.at_work.store(false, Ordering::Relaxed);
+        *lock(&seat.clock) = None;
+        match queue.parked.iter().position(|parked| *parked == self.index) {
+            Some(at) => drop(queue.parked.remove(at)),
+            None => queue.awake -= 1,
+        }
+        queue.alive -= 1;
+        drop(queue);
+        self.pool.left.notify_all();
+    }
+}
+
 /// Whether a request that began at this time and reading of the CPU clock has blocked.
 fn has_blocked(seat: &Seat, (wall_ns, cpu_ns): (u64, u64)) -> bool {
     let wall_ns = clock::monotonic_ns() - wall_ns;
-    wall_ns > BLOCKING_NS && own_cpu_ns(seat) - cpu_ns < wall_ns / 2
+    wall_ns > BLOCKING_NS && own_cpu_ns(seat).saturating_sub(cpu_ns) < wall_ns / 2
 }
 
 fn own_cpu_ns(seat: &Seat) -> u64 {
@@ -368,5 +390,27 @@ impl Queue {
         let index = self.parked.pop()?;
         self.awake += 1;
         Some(Arc::clone(&self.seats[index]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An application that cannot make a runner, for lack of memory for example.
+    struct Barren;
+
+    impl Application for Barren {
+        fn with_runner(&self, _body: &mut dyn FnMut(&mut dyn Runner)) {}
+    }
+
+    /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.
+    #[test]
+    fn a_runner_that_could_not_be_made_is_not_counted() {
+        let pool = Arc::new(Pool::new(2, None));
+        let app: Arc<dyn Application> = Arc::new(Barren);
+        pool.spawn(&app);
+        assert!(pool.join(Instant::now() + Duration::from_secs(5)), "somebody is missing");
+        assert_eq!(lock(&pool.queue).awake, 0);
     }
 }

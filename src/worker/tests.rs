@@ -520,6 +520,40 @@ fn deadlines_close_silent_clients_and_answer_half_sent_requests() {
     });
 }
 
+/// An idle connection got the time of a body, which may be without end, after the rest of an unwanted one was read.
+#[test]
+fn a_connection_whose_unwanted_body_was_read_is_closed_when_it_stays_idle() {
+    on_both(|io| {
+        let rules = Rules {
+            body_buffer_bytes: 10,
+            body_ms: u64::MAX,
+            keepalive_ms: 100,
+            linger_ms: 3_600_000,
+            ..rules()
+        };
+        let server = Server::start(io, 1, rules, |exchange| answer(exchange, b"unread"));
+        let mut stream = server.connect();
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 20\r\n\r\n";
+        stream.write_all(head).unwrap();
+        read_until(&mut stream, "unread");
+        stream.write_all(&[b'x'; 20]).unwrap();
+        assert_eq!(read_all(&mut stream), "");
+    });
+}
+
+/// An application that goes on after a status was refused has started nothing: the client got no answer at all.
+#[test]
+fn a_refused_status_does_not_start_an_answer() {
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), |exchange| {
+            assert!(exchange.reply.start(b"bad").is_err());
+            exchange.reply.finish();
+        });
+        let got = server.exchange(get("/").as_bytes());
+        assert!(got.starts_with("HTTP/1.1 500 "), "{got:?}");
+    });
+}
+
 #[test]
 fn a_client_that_stops_reading_is_dropped_at_its_deadline() {
     on_both(|io| {

@@ -143,13 +143,19 @@ def test_order_and_arguments_are_gunicorns(start, site, tmp_path_factory, preloa
     with serving(start) as keep:
         play(keep(None, **site.options()), site)
     ours = site.record()
-    (site.path / "record").unlink()
-    log = tmp_path_factory.mktemp("oracle") / "log"
-    oracle = Server(GUNICORN, ["-c", "gunicorn.conf.py"], log=log, **site.options())
-    try:
-        play(oracle, site)
-    finally:
-        oracle.kill()
+    for attempt in (1, 2, 3):
+        (site.path / "record").unlink()
+        log = tmp_path_factory.mktemp("oracle") / "log"
+        oracle = Server(GUNICORN, ["-c", "gunicorn.conf.py"], log=log, **site.options())
+        try:
+            play(oracle, site)
+            break
+        except AssertionError:
+            # gunicorn raises SystemExit in whatever code the signal meets, and some of that code swallows it.
+            if attempt == 3:
+                raise
+        finally:
+            oracle.kill()
     assert ours == site.record()
 
 
@@ -350,6 +356,30 @@ def test_child_exit_hears_of_a_killed_worker(serve, site):
     (worker,) = server.workers(1)
     os.kill(worker, signal.SIGKILL)
     site.wait(f"dead {worker}")
+
+
+def test_pre_exec_runs_in_the_process_that_becomes_the_next_master(serve, site, tmp_path):
+    """As in gunicorn: what the hook closes or changes there, the old master, which serves on, still has."""
+    site.config(
+        "import os\nfrom recorder import note\nworkers = 1\npidfile = 'pid'\n"
+        "def pre_exec(s):\n    note('before', os.getpid() == s.pid, os.getppid() == s.pid)\n"
+    )
+    server = serve("hooked:app", **site.options())
+    server.signal(signal.SIGUSR2)
+    second = tmp_path / "pid.2"
+    wait_until(second.exists, "the second pidfile")
+    os.kill(int(second.read_text()), signal.SIGTERM)
+    wait_until(lambda: not second.exists(), "the new master's end")
+    assert site.named("before") == ["before False True"]
+
+
+def test_pre_exec_that_fails_leaves_the_old_master_serving(serve, site):
+    site.config("workers = 1\ndef pre_exec(s):\n    raise ValueError('not now')\n")
+    server = serve("hooked:app", **site.options())
+    server.signal(signal.SIGUSR2)
+    wait_until(lambda: "the new master (pid:" in server.log(), "the end of the new master")
+    assert "the hook pre_exec failed: not now" in server.log()
+    assert server.get("/seen").status == 200
 
 
 # --- what hooks do

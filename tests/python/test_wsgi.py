@@ -332,6 +332,22 @@ def test_each_piece_is_sent_before_the_next_is_made(site, key):
         assert client.read_response().body == b"first\nsecond\n"
 
 
+@pytest.mark.ringhorn_only("PEP 3333 has no such threads; here they must not reach another request's answer")
+def test_a_thread_inside_write_ends_before_its_request_and_cannot_write_later(site, key):
+    with site.client() as client:
+        client.send(request("GET", f"/write_from_thread?key={key}"))
+        # The application has returned, and the thread waits for this client.
+        wait_until(lambda: "close" in events(site, key), "close()")
+        assert "written" not in events(site, key)
+        with pytest.raises(CutOff) as cut:
+            client.read_response()
+        assert len(cut.value.body) == 30_000_000
+    late = site.get(f"/write_late/{key}")
+    assert (late.status, late.body) == (200, b"joined")
+    assert events(site, key)[-1].startswith("RuntimeError: start_response or write was called outside")
+    assert_500(site, site.get("/never_started"))
+
+
 @pytest.mark.parametrize("kind", ["one", "two", "write"])
 def test_a_body_longer_than_its_length_is_cut_to_it(site, kind, key):
     with site.client() as client:
@@ -388,14 +404,43 @@ def test_304_keeps_the_length_of_what_it_stands_for(site):
         assert_usable(client)
 
 
-@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory"])
+@pytest.mark.parametrize("kind", ["plain", "sized", "part", "memory", "changing"])
 def test_file_wrapper(site, kind, key):
     file = (APPS / "pep3333.py").read_bytes()
-    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES}[kind]
+    expected = {"plain": file, "sized": file, "part": file[100:], "memory": PIECES, "changing": file}[kind]
     with site.client() as client:
         assert client.get(f"/file/{kind}?key={key}").body == expected
         assert_usable(client)
     assert events(site, key) == ["close"]
+
+
+def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Path):
+    """Its descriptor is that of the packed file."""
+    (tmp_path / "packed.py").write_text(
+        "import gzip\n"
+        "gzip.open('f.gz', 'wb').write(b'unpacked' * 1000)\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return environ['wsgi.file_wrapper'](gzip.open('f.gz'))\n"
+    )
+    assert serve("packed", cwd=tmp_path).get("/").body == b"unpacked" * 1000
+
+
+def test_a_forked_child_that_returns_from_its_request_answers_nobody(serve, tmp_path: Path):
+    """The child of os.fork() has none of the server's threads, and none of its descriptors."""
+    (tmp_path / "forking.py").write_text(
+        "import os\n"
+        "def application(environ, start_response):\n"
+        "    child = os.fork()\n"
+        "    ended = child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "    if child:\n"
+        "        start_response('200 OK', [])\n"
+        "    return [b'the child ended with %d' % ended]\n"
+    )
+    site = serve("forking", cwd=tmp_path)
+    with site.client() as client:
+        assert client.get("/").body == b"the child ended with 1"
+        assert client.get("/").body == b"the child ended with 1"
 
 
 # --- start_response

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -14,6 +15,7 @@ use super::confpy::Script;
 use super::hooks::{Hooks, UNCAUGHT};
 use super::loader;
 use super::object::detached;
+use super::watch;
 use super::wsgi::{Wsgi, traceback};
 use crate::config::cpus::Available;
 use crate::config::{self, Loaded, Program, Settings, Sources, Value};
@@ -108,6 +110,7 @@ impl<'py> PythonHost<'py> {
     fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
         let settings = &context.settings;
+        let begun = SystemTime::now();
         // Once more, as in gunicorn: `post_fork` may have changed it.
         set_environment(py, settings).map_err(|error| unusable(&error))?;
         self.step("init_signals", (), Exit::WorkerBoot)?;
@@ -115,6 +118,9 @@ impl<'py> PythonHost<'py> {
             Some(application) => application.clone_ref(py),
             None => self.source.load(py, settings)?,
         };
+        if settings.reload {
+            watch::start(py, context, begun).map_err(|error| unusable(&error))?;
+        }
         self.step("post_worker_init", (&application,), Exit::WorkerBoot)?;
         let hooks = match &self.hooks {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,

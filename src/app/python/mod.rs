@@ -9,6 +9,7 @@ mod loader;
 mod log;
 mod names;
 mod object;
+mod watch;
 mod wsgi;
 
 use std::ffi::OsString;
@@ -225,6 +226,7 @@ fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("SERVER_SOFTWARE", host::SERVER_SOFTWARE)?;
+    module.add_class::<watch::Inotify>()?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -25,6 +27,7 @@ use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
 use crate::http::Version;
+use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
 pub(super) struct Wsgi {
@@ -80,13 +83,15 @@ impl Wsgi {
         ] {
             environ.set_item(key, intern!(py, ""))?;
         }
-        // A table of 64 places takes 42 keys before it grows: twenty for the fields of the request. A dict keeps
-        // its table's size when its last keys are deleted, and its copy then has that size too.
-        let filler: Vec<String> = (0..24).map(|n| format!("ringhorn.{n}")).collect();
+        // A table of 32 places is full with 21 keys; the fields of the request would make it grow, key by key anew.
+        // A few keys more make it one of 64 places, which takes 42, and a dict keeps its table when keys are
+        // deleted. Only a few: the copy takes over the table as it is, instead of inserting key by key, as long
+        // as no more than a third of its entries are deleted ones.
+        let filler: Vec<String> = (0..4).map(|n| format!("ringhorn.{n}")).collect();
         for key in &filler {
             environ.set_item(key, py.None())?;
         }
-        for key in filler.iter().rev() {
+        for key in &filler {
             environ.del_item(key)?;
         }
         Ok(environ)
@@ -157,11 +162,45 @@ impl Call {
                 "start_response or write was called outside of its request (or from two threads at once)",
             ));
         }
-        // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before it
-        // has taken it back; whoever swaps it out is the only one to have it.
-        let result = act(unsafe { &mut *reply });
+        if atfork::is_child() {
+            return Err(PyRuntimeError::new_err(
+                "this process was forked by the application: it has no client",
+            ));
+        }
+        // Put back also when `act` panics: the runner waits for it.
+        let _lent = Lent { place: &self.reply, reply };
+        // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before
+        // `take_back` has it again; whoever swaps it out is the only one to have it.
+        act(unsafe { &mut *reply })
+    }
+
+    /// Lets the application use the reply, until [`Call::take_back`].
+    fn lend(&self, reply: &mut Reply) {
         self.reply.store(reply, Ordering::Release);
-        result
+    }
+
+    /// Ends the lending. A second thread of the application may still be inside `write`, waiting for the client:
+    /// the reply is not the runner's before that has returned.
+    fn take_back(&self, py: Python<'_>) {
+        while self.reply.swap(std::ptr::null_mut(), Ordering::AcqRel).is_null() {
+            detached(py, &mut || thread::sleep(TAKE_BACK_AGAIN));
+        }
+    }
+}
+
+/// How often a runner asks for its reply while another thread of the application has it. PEP 3333 has no such
+/// threads, so nothing better than asking is worth its price.
+const TAKE_BACK_AGAIN: Duration = Duration::from_millis(1);
+
+/// A reply in use; dropping this puts it back.
+struct Lent<'a> {
+    place: &'a AtomicPtr<Reply>,
+    reply: *mut Reply,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.place.store(self.reply, Ordering::Release);
     }
 }
 
@@ -344,13 +383,23 @@ impl FileWrapper {
 /// bytes from there to the end. `None` when it must be read through the object.
 fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
     let py = filelike.py();
-    let fd: RawFd = filelike.getattr_opt(intern!(py, "fileno")).ok()??.call0().ok()?.extract().ok()?;
+    // Only of files whose bytes are those of the descriptor: gzip's, for one, has the descriptor of what it unpacks.
+    let kind = filelike.get_type();
+    let plain = kind.module().ok()?.to_str().ok()? == "_io"
+        && ["FileIO", "BufferedReader", "BufferedRandom"].contains(&kind.name().ok()?.to_str().ok()?);
+    if !plain {
+        return None;
+    }
+    let fileno = filelike.getattr_opt(intern!(py, "fileno")).ok()??;
     // A text or buffered object may have read ahead: its own position is the right one.
     let offset: u64 = filelike.call_method0(intern!(py, "tell")).ok()?.extract().ok()?;
+    // Last of all: whatever Python runs after it may close the descriptor, and its number become another file's.
+    let fd: RawFd = fileno.call0().ok()?.extract().ok()?;
     if fd < 0 {
         return None;
     }
-    // SAFETY: the object keeps the descriptor open for this call, during which the interpreter stays attached.
+    // SAFETY: the object had the descriptor open when it returned the number, and no code of Python's has run
+    // since; the copy is made at once.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let file = borrowed.try_clone_to_owned().ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
@@ -548,7 +597,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             self.environ = Some(environ.clone());
         }
         let call = self.callables.call.get();
-        call.reply.store(&raw mut exchange.reply, Ordering::Release);
+        call.lend(&mut exchange.reply);
         let answered =
             call2(&self.application, environ.as_any(), &self.callables.start_response).and_then(|iterable| {
                 let sent = self.send(&iterable);
@@ -558,8 +607,16 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                 }
                 sent
             });
+        if atfork::is_child() {
+            // The application forked, and its child came back. The connection, the I/O thread and the other runners are
+            // the parent's; the child's descriptors may be anybody's by now.
+            error!(
+                "the application forked and the child returned from its request; it ends here (use os._exit)"
+            );
+            process::exit_now(1);
+        }
         // From here on the reply is the runner's alone again.
-        call.reply.store(std::ptr::null_mut(), Ordering::Release);
+        call.take_back(self.py);
         answered
     }
 

@@ -5,6 +5,7 @@ so that what it remembers under a key (`?key=k`) can be asked for with /events/k
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ PIECES = [b"alpha ", b"beta ", b"gamma\n"]
 
 events: dict[str, list[str]] = {}
 gates: dict[str, threading.Event] = {}
+threads: dict[str, threading.Thread] = {}
 lock = threading.Lock()
 
 
@@ -58,6 +60,29 @@ class Tracked:
 
     def close(self):
         remember(self.key, "close")
+
+
+class Changing:
+    """A file that is opened anew when it is asked for its position; another file gets its old descriptor."""
+
+    def __init__(self):
+        self.file = open(os.devnull, "rb")
+
+    def tell(self):
+        self.old, self.file = self.file, open(__file__, "rb")
+        with open(threading.__file__, "rb") as other:
+            os.dup2(other.fileno(), self.old.fileno())
+        return self.file.tell()
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def read(self, size):
+        return self.file.read(size)
+
+    def close(self):
+        self.old.close()
+        self.file.close()
 
 
 class Countless:
@@ -217,6 +242,40 @@ def write(environ, start_response, rest, key):
 
 
 @route
+def write_from_thread(environ, start_response, rest, key):
+    """A thread is still inside write() when the application has returned; /write_late/KEY lets it write again."""
+    writer = start_response("200 OK", list(TEXT))
+
+    def work():
+        writer(counted(0, 30_000_000))
+        remember(key, "written")
+        gate(key).wait(20)
+        try:
+            writer(b"late")
+        except BaseException as error:
+            remember(key, f"{type(error).__name__}: {error}")
+        else:
+            remember(key, "written late")
+
+    thread = threading.Thread(target=work)
+    threads[key] = thread
+    thread.start()
+    # Refused as soon as the thread has the reply.
+    with contextlib.suppress(RuntimeError):
+        while True:
+            writer(b"")
+    return Tracked([], key)
+
+
+@route
+def write_late(environ, start_response, rest, key):
+    """Lets the thread of /write_from_thread?key=REST write once more, while another request is answered."""
+    gate(rest).set()
+    threads[rest].join(20)
+    return reply(start_response, b"joined")
+
+
+@route
 def write_sized(environ, start_response, rest, key):
     writer = start_response("200 OK", [*TEXT, ("Content-Length", "15")])
     writer(b"written, ")
@@ -326,6 +385,8 @@ def file(environ, start_response, rest, key):
     fields = list(TEXT)
     if rest == "memory":
         source = io.BytesIO(b"".join(PIECES))
+    elif rest == "changing":
+        source = Changing()
     else:
         source = open(__file__, "rb")
         if rest == "part":
