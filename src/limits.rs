@@ -125,6 +125,8 @@ pub const DESCRIPTORS_RESERVED: usize = 256;
 /// Milliseconds that the access log has to be written when the worker leaves. A dead pipe costs lines, not
 /// a hanging process.
 pub const LOG_FLUSH_MS: u64 = 1_000;
+/// Messages that wait for Python's `logging`; further ones are counted and lost.
+pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 
 /// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
 pub const QUICK_STOP_MS: u64 = 300;

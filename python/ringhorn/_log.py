@@ -17,6 +17,10 @@ LEVELS = {
 }
 
 
+# The logger of this process, when `logger_class`, `logconfig` or the like asked for Python's logging.
+current: Any = None
+
+
 class ServerHandler(logging.Handler):
     """Writes records to the server's error log, which adds time, process and level."""
 
@@ -86,3 +90,12 @@ class Logger:
 
     def close_on_exec(self) -> None:
         """Do nothing: no log is passed on."""
+
+
+def of(cfg: Any) -> Any:
+    """Give the logger that hooks have as `server.log`."""
+    if current is None:
+        return Logger(cfg)
+    # A reload may have changed the format.
+    current.cfg = cfg
+    return current

@@ -14,9 +14,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from ringhorn import _native
+from ringhorn import _log, _native
 from ringhorn._config import Config
-from ringhorn._log import Logger
 
 
 class Server:
@@ -24,7 +23,7 @@ class Server:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.cfg = Config(settings)
-        self.log = Logger(self.cfg)
+        self.log = _log.of(self.cfg)
         self.pid = os.getpid()
         self.app = Application(self.cfg)
         self.master_name = "Master"
@@ -90,7 +89,7 @@ class Server:
 
     def _configure(self, settings: dict[str, Any]) -> None:
         self.cfg = Config(settings)
-        self.log = Logger(self.cfg)
+        self.log = _log.of(self.cfg)
 
     def _call(self, name: str, *args: object) -> None:
         hook = self.cfg.settings[name].value

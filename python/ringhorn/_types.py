@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 Text = str | Sequence[str]
 Hook = Callable[..., object] | str
@@ -61,6 +61,20 @@ class Settings(TypedDict, total=False):
     access_log_format: str
     errorlog: str
     loglevel: Literal["debug", "info", "warning", "error", "critical"]
+    capture_output: bool
+    logger_class: str | type
+    logconfig: str
+    logconfig_dict: Mapping[str, Any]
+    logconfig_json: str
+    syslog: bool
+    syslog_addr: str
+    syslog_prefix: str
+    syslog_facility: str
+    disable_redirect_access_to_syslog: bool
+    # Metrics
+    statsd_host: str
+    statsd_prefix: str
+    dogstatsd_tags: str
     # Process
     chdir: str
     pythonpath: Text

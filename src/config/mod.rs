@@ -221,6 +221,12 @@ pub struct Settings {
     pub errorlog: LogTarget,
     /// The least level that is logged.
     pub loglevel: Level,
+    /// Send standard output and error to the error log's file.
+    pub capture_output: bool,
+    /// Where metrics go.
+    pub statsd: Option<StatsdSettings>,
+    /// Both logs go through Python's `logging`, because a setting configures it.
+    pub python_log: bool,
     /// Directory to change to before the application is loaded; it exists.
     pub chdir: Option<PathBuf>,
     /// Directories for the front of `sys.path`, in order.
@@ -785,6 +791,9 @@ fn build(
             target => target,
         },
         loglevel: loglevel(&values, &mut notices),
+        capture_output: values.on("capture_output"),
+        python_log: python_log(&values),
+        statsd: statsd(&values),
         chdir: values.text("chdir").map(PathBuf::from),
         pythonpath: values.texts("pythonpath").into_iter().map(PathBuf::from).collect(),
         raw_env: raw_env(&values)?,
@@ -859,6 +868,52 @@ fn loglevel(values: &Values, notices: &mut Vec<Notice>) -> Level {
         notices.push(Notice { level: Level::Warning, text });
         Level::Info
     })
+}
+
+/// A statsd server and how metrics are named for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatsdSettings {
+    /// `HOST:PORT`, `HOST` or `unix:PATH`.
+    pub host: String,
+    /// What stands before each name.
+    pub prefix: String,
+    /// Tags of every metric, separated by commas.
+    pub tags: String,
+}
+
+fn statsd(values: &Values) -> Option<StatsdSettings> {
+    if !is_default_logger(&values.entry("logger_class").value) {
+        // As in gunicorn: a logger of one's own sends its own metrics.
+        return None;
+    }
+    let text = |name: &str| values.text(name).unwrap_or_default();
+    let host = values.text("statsd_host").filter(|host| !host.is_empty())?;
+    Some(StatsdSettings { host, prefix: text("statsd_prefix"), tags: text("dogstatsd_tags") })
+}
+
+/// Whether a `logger_class` is gunicorn's own, with or without metrics.
+fn is_default_logger(class: &Value) -> bool {
+    let own = |name: &str| {
+        matches!(name, "" | "simple" | "gunicorn.glogging.Logger" | "gunicorn.instrument.statsd.Statsd")
+    };
+    match class {
+        Value::None => true,
+        Value::Str(name) => own(name),
+        Value::Object(object) => own(&object.describe()),
+        _ => false,
+    }
+}
+
+/// Whether a setting wants the logs to go through Python's `logging`.
+fn python_log(values: &Values) -> bool {
+    let set = |name: &str| match &values.entry(name).value {
+        Value::None => false,
+        Value::Dict(items) => !items.is_empty(),
+        Value::Bool(on) => *on,
+        _ => true,
+    };
+    !is_default_logger(&values.entry("logger_class").value)
+        || ["logconfig", "logconfig_dict", "logconfig_json", "syslog"].into_iter().any(set)
 }
 
 fn access_log_format(values: &Values) -> Result<AccessFormat, StartError> {

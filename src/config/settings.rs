@@ -311,7 +311,6 @@ const NO_ASGI: Support = NoOp("it shapes ASGI, which ringhorn does not serve");
 const NO_DIRTY: Support = Refused("run such work in a queue's own workers, for example Celery or RQ");
 const NO_DIRTY_DETAIL: Support = NoOp("it shapes dirty arbiters, which ringhorn does not have");
 const NO_CONTROL: Support = NoOp("ringhorn opens no control socket");
-const LOG_LATER: Support = NotYet("the log goes where errorlog and accesslog say, in gunicorn's format");
 const NO_PASTE: Support =
     Refused("give the application as module:attr, with paste.deploy.loadapp in that module");
 
@@ -704,9 +703,9 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Send standard output and error to errorlog",
     )
-    .but(NotYet("redirect the output where the server is started: `2>>FILE`")),
+    .start(),
     setting(Logging, "logger_class", &["--logger-class"], Class, UNSET, "Python class that writes the logs")
-        .but(LOG_LATER),
+        .start(),
     setting(
         Logging,
         "logconfig",
@@ -715,9 +714,8 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as INI file",
     )
-    .but(LOG_LATER),
-    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration")
-        .but(LOG_LATER),
+    .start(),
+    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration").start(),
     setting(
         Logging,
         "logconfig_json",
@@ -726,9 +724,8 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as JSON file",
     )
-    .but(LOG_LATER),
-    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too")
-        .but(NotYet("run under systemd or `logger`, which pass standard error on to syslog")),
+    .start(),
+    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too").start(),
     setting(
         Logging,
         "syslog_addr",
@@ -737,11 +734,14 @@ pub static SETTINGS: &[Setting] = &[
         text("udp://localhost:514"),
         "Address of syslog",
     )
-    .but(NoOp("it shapes syslog, which is not honoured yet")),
+    .start()
+    .rare(),
     setting(Logging, "syslog_prefix", &["--log-syslog-prefix"], Text, UNSET, "Program name in syslog")
-        .but(NoOp("it shapes syslog, which is not honoured yet")),
+        .start()
+        .rare(),
     setting(Logging, "syslog_facility", &["--log-syslog-facility"], Text, text("user"), "Facility in syslog")
-        .but(NoOp("it shapes syslog, which is not honoured yet")),
+        .start()
+        .rare(),
     setting(
         Logging,
         "disable_redirect_access_to_syslog",
@@ -750,7 +750,8 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep the access log out of syslog",
     )
-    .but(NoOp("it shapes syslog, which is not honoured yet")),
+    .start()
+    .rare(),
     // Process
     setting(Process, "pidfile", &["-p", "--pid"], Path, UNSET, "File that holds the master's process id"),
     setting(Process, "user", &["-u", "--user"], Account, UNSET, "User the workers run as").start(),
@@ -872,11 +873,9 @@ pub static SETTINGS: &[Setting] = &[
     setting(Hooks, "on_exit", &[], Hook(&[1]), UNSET, "Last, before the master ends"),
     // Metrics
     setting(Metrics, "statsd_host", &["--statsd-host"], Text, UNSET, "statsd server: HOST:PORT or unix:PATH")
-        .but(NotYet("metrics are not sent; count the lines of the access log meanwhile")),
-    setting(Metrics, "statsd_prefix", &["--statsd-prefix"], Text, text(""), "Prefix of metric names")
-        .but(NoOp("it shapes statsd_host, which is not honoured yet")),
-    setting(Metrics, "dogstatsd_tags", &["--dogstatsd-tags"], Text, text(""), "Tags of metrics")
-        .but(NoOp("it shapes statsd_host, which is not honoured yet")),
+        .start(),
+    setting(Metrics, "statsd_prefix", &["--statsd-prefix"], Text, text(""), "Prefix of metric names").start(),
+    setting(Metrics, "dogstatsd_tags", &["--dogstatsd-tags"], Text, text(""), "Tags of metrics").start(),
     setting(
         Metrics,
         "enable_backlog_metric",
@@ -885,7 +884,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Measure the accept queue",
     )
-    .but(NoOp("it shapes statsd_host, which is not honoured yet")),
+    .but(NotYet("look at the queue with `ss -ltn`: Recv-Q is its length")),
     // TLS
     setting(Tls, "certfile", &["--certfile"], Path, UNSET, "Certificate").but(NO_TLS),
     setting(Tls, "keyfile", &["--keyfile"], Path, UNSET, "Private key").but(NO_TLS),

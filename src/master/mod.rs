@@ -386,6 +386,7 @@ impl<'h> Master<'h> {
         };
         master.set_title("master");
         master.summarise();
+        tell_workers(master.workers);
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
         if let Err(error) = master.host.when_ready(&addresses) {
             master.listeners.unlink();
@@ -454,6 +455,7 @@ impl<'h> Master<'h> {
             }
             if self.slots.target() != self.workers {
                 let old = std::mem::replace(&mut self.workers, self.slots.target());
+                tell_workers(self.workers);
                 if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
                     self.abandon(&error);
                     continue;
@@ -980,14 +982,38 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("initgroups", old.initgroups != new.initgroups);
     keep("daemon", old.daemon != new.daemon);
     keep("errorlog", old.errorlog != new.errorlog);
+    keep("statsd_host", old.statsd != new.statsd);
+    keep("capture_output", old.capture_output != new.capture_output);
+    for name in [
+        "logger_class",
+        "logconfig",
+        "logconfig_dict",
+        "logconfig_json",
+        "syslog",
+        "syslog_addr",
+        "syslog_prefix",
+        "syslog_facility",
+    ] {
+        // By its name: a config file that is run again makes another class.
+        let shown = |settings: &Settings| settings.value(name).map(|(value, _)| value.to_string());
+        keep(name, shown(old) != shown(new));
+    }
     (new.io, new.preload_app, new.daemon) = (old.io, old.preload_app, old.daemon);
     (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
     new.errorlog = old.errorlog.clone();
+    new.statsd = old.statsd.clone();
+    (new.capture_output, new.python_log) = (old.capture_output, old.python_log);
     if !kept.is_empty() {
         warn!("changed settings that need a restart, and stay as they were: {}", kept.join(", "));
     }
     if new.preload_app {
         warn!("the application was preloaded, so this reload does not load its code again; restart for that");
+    }
+}
+
+fn tell_workers(count: usize) {
+    if let Some(statsd) = observe::statsd::metrics() {
+        statsd.workers(count);
     }
 }
 

@@ -92,6 +92,8 @@ impl Level {
 pub struct ErrorLog {
     level: AtomicU8,
     path: Option<PathBuf>,
+    /// Whether standard output and error go to the file, too.
+    capture: bool,
     // Held for writing only while the file is exchanged, so a child that the application forks
     // from any thread finds it free or shared, and can log.
     file: RwLock<Option<File>>,
@@ -110,7 +112,28 @@ impl ErrorLog {
             LogTarget::Standard => (None, io::stderr().as_fd().try_clone_to_owned().ok().map(File::from)),
             LogTarget::File(path) => (Some(path.clone()), Some(super::open(path)?)),
         };
-        Ok(Self { level: AtomicU8::new(level as u8), path, file: RwLock::new(file) })
+        Ok(Self { level: AtomicU8::new(level as u8), path, capture: false, file: RwLock::new(file) })
+    }
+
+    /// Sends standard output and error to the log's file when `capture` says so; the log stays what it is when
+    /// it has no file of its own.
+    ///
+    /// # Errors
+    /// What dup2(2) refuses.
+    pub fn capturing(mut self, capture: bool) -> io::Result<Self> {
+        self.capture = capture && self.path.is_some();
+        self.take_streams()?;
+        Ok(self)
+    }
+
+    fn take_streams(&self) -> io::Result<()> {
+        if self.capture
+            && let Some(file) = self.file.read().unwrap_or_else(PoisonError::into_inner).as_ref()
+        {
+            rustix::stdio::dup2_stdout(file)?;
+            rustix::stdio::dup2_stderr(file)?;
+        }
+        Ok(())
     }
 
     /// Makes this the log of the process and gives it back for [`ErrorLog::reopen`].
@@ -130,6 +153,7 @@ impl ErrorLog {
         if let Some(path) = &self.path {
             let file = super::open(path)?;
             *self.file.write().unwrap_or_else(PoisonError::into_inner) = Some(file);
+            self.take_streams()?;
         }
         Ok(())
     }
@@ -166,6 +190,21 @@ impl Subscriber for ErrorLog {
     }
 
     fn event(&self, event: &Event<'_>) {
+        if let Some(statsd) = super::statsd::metrics() {
+            statsd.logged(Level::of(event.metadata()));
+        }
+        if let Some(sink) = super::SINK.get() {
+            let mut taken = false;
+            with_line(|line| {
+                event.record(&mut Fields { line, message: true });
+                event.record(&mut Fields { line, message: false });
+                cut(line, LOG_LINE_BYTES_MAX - 1);
+                taken = sink.line(Level::of(event.metadata()), line);
+            });
+            if taken {
+                return;
+            }
+        }
         with_line(|line| {
             start(line, Level::of(event.metadata()));
             event.record(&mut Fields { line, message: true });

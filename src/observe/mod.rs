@@ -5,17 +5,20 @@
 //!   things go wrong.
 //! - [`access_log`] turns the facts of one request into a line, and [`writer`] keeps those lines
 //!   away from the threads that serve: a slow disk or a full pipe costs lines, not requests.
+//! - [`statsd`] sends a datagram per request, when somebody collects metrics.
 //!
 //! Nothing here decides anything; without this module the server would serve the same.
 
 pub mod access_log;
 pub mod error_log;
+pub mod statsd;
 pub mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use access_log::{AccessFormat, AccessRecord};
 pub use error_log::{CRITICAL, ErrorLog, Level};
@@ -35,12 +38,38 @@ pub enum LogTarget {
 /// The error log of this process, for [`reopen`].
 static ERROR_LOG: OnceLock<Arc<ErrorLog>> = OnceLock::new();
 
-/// Opens the error log and makes it the destination of all messages.
+/// What takes the place of the error log, when somebody wants its messages otherwise.
+static SINK: OnceLock<Arc<dyn Sink>> = OnceLock::new();
+
+/// A destination of messages other than the error log's file.
+pub trait Sink: Send + Sync {
+    /// Takes a message: false leaves it to the error log. Must not block a thread that serves connections.
+    fn line(&self, level: Level, text: &str) -> bool;
+    /// Opens files again, after they were moved away (USR1).
+    fn reopen(&self);
+    /// Waits at most `patience` until every message that was taken has been written.
+    fn flush(&self, patience: Duration);
+}
+
+/// Sends the messages from here on to `sink`. Only the first one becomes the process's.
+pub fn divert(sink: Arc<dyn Sink>) {
+    let _ = SINK.set(sink);
+}
+
+/// Waits, for a bounded time, until the messages so far are written: the process is about to end.
+pub fn flush() {
+    if let Some(sink) = SINK.get() {
+        sink.flush(Duration::from_millis(crate::limits::LOG_FLUSH_MS));
+    }
+}
+
+/// Opens the error log and makes it the destination of all messages. `capture` sends this process's standard
+/// output and error to its file, too (`capture_output`); without a file they stay.
 ///
 /// # Errors
-/// The file cannot be opened for appending.
-pub fn install(target: &LogTarget, level: Level) -> io::Result<()> {
-    let log = ErrorLog::open(target, level)?;
+/// The file cannot be opened for appending, or cannot become standard output.
+pub fn install(target: &LogTarget, level: Level, capture: bool) -> io::Result<()> {
+    let log = ErrorLog::open(target, level)?.capturing(capture)?;
     if let Some(log) = log.install() {
         // Set once: only the first log becomes the process's.
         let _ = ERROR_LOG.set(log);
@@ -50,6 +79,9 @@ pub fn install(target: &LogTarget, level: Level) -> io::Result<()> {
 
 /// Opens the error log's file again under its name, after it was moved away (USR1).
 pub fn reopen() {
+    if let Some(sink) = SINK.get() {
+        sink.reopen();
+    }
     if let Some(log) = ERROR_LOG.get()
         && let Err(error) = log.reopen()
     {

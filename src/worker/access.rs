@@ -21,6 +21,10 @@ pub(super) struct AccessLog {
 impl AccessLog {
     /// Opens the log that the settings ask for; `None` when they ask for none.
     pub(super) fn open(settings: &Settings) -> std::io::Result<Option<Self>> {
+        if settings.python_log {
+            // Python's logger writes it.
+            return Ok(None);
+        }
         let writer = LogWriter::open("access log", &settings.accesslog)?;
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }

@@ -315,6 +315,7 @@ fn io_thread(
         if let Some(access) = access {
             access.flush();
         }
+        observe::flush();
         // One that was never ready stays so: the master takes it for a worker that cannot boot.
         if let Some(record) = shared.record(record)
             && record.state() >= WorkerState::Ready
@@ -354,7 +355,10 @@ fn serve(
     announce(&context, &choice);
     let waker = driver.waker();
     let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
-    let rules = Arc::new(Rules::new(&context.settings, access.is_some()));
+    let rules = Arc::new(Rules::new(
+        &context.settings,
+        access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
+    ));
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(Port::new(waker.clone())));
     io.open();
     context.set_ready();

@@ -22,6 +22,7 @@ use tracing::{debug, error};
 use super::access::AccessLog;
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
+use crate::observe::statsd::metrics;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::signal;
@@ -253,6 +254,10 @@ impl Pool {
             seat.at_work.store(false, Ordering::Relaxed);
             if let Some(access) = &self.access {
                 access.record(&exchange);
+            }
+            if let Some(statsd) = metrics() {
+                let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
+                statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
             }
             exchange.clear();
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);

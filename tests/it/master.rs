@@ -36,7 +36,7 @@ const PORT: &str = "RINGHORN_TEST_PORT";
 fn scenario() {
     let Ok(name) = std::env::var(SCENARIO) else { return };
     // The fields of the log are not looked at, its lines are.
-    ringhorn::observe::install(&LogTarget::Standard, Level::Info).unwrap();
+    ringhorn::observe::install(&LogTarget::Standard, Level::Info, false).unwrap();
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let port = std::env::var(PORT).map_or(0, |port| port.parse().unwrap());
     let mut settings = Settings::default();

@@ -18,6 +18,7 @@ use crate::config::settings::{Kind, SETTINGS};
 use crate::config::{Settings, Value};
 use crate::error::{Exit, StartError};
 use crate::http::Version;
+use crate::sys::clock;
 
 /// What gunicorn exits with after an exception that nobody caught.
 const EXIT_UNCAUGHT: i32 = 255;
@@ -34,9 +35,11 @@ impl Hooks {
     /// What Python raises.
     pub(super) fn of(py: Python<'_>, settings: &Settings) -> PyResult<Option<Self>> {
         let set = SETTINGS.iter().filter(|setting| matches!(setting.kind, Kind::Hook(_)));
-        if set
-            .map(|setting| settings.value(setting.name))
-            .all(|value| matches!(value, Some((Value::None, _)) | None))
+        // The logger's methods are given what hooks are given.
+        if !settings.python_log
+            && set
+                .map(|setting| settings.value(setting.name))
+                .all(|value| matches!(value, Some((Value::None, _)) | None))
         {
             return Ok(None);
         }
@@ -99,7 +102,11 @@ impl Hooks {
             _ => Ok(None),
         };
         let (pre, post) = (hook("pre_request")?, hook("post_request")?);
-        if pre.is_none() && post.is_none() {
+        let log = match super::log::logger(py) {
+            Some(logger) => Some((py.import("ringhorn._logger")?.getattr("access")?.unbind(), logger)),
+            None => None,
+        };
+        if pre.is_none() && post.is_none() && log.is_none() {
             return Ok(None);
         }
         let module = py.import("ringhorn._server")?;
@@ -107,6 +114,7 @@ impl Hooks {
             worker: self.server.bind(py).getattr("_worker")?.unbind(),
             request: module.getattr("Request")?.unbind(),
             response: module.getattr("Response")?.unbind(),
+            log,
             pre: pre.map(|(function, _)| function),
             post: post.map(|(function, arity)| (function, arity.unwrap_or(4))),
         }))
@@ -140,11 +148,28 @@ fn proxy_information<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<
     Ok(information.into_any())
 }
 
+/// The variables that access lines are made of, for a request that never reached the application.
+fn request_variables<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, PyDict>> {
+    let environ = PyDict::new(py);
+    let version = if request.version() == Version::Http11 { "HTTP/1.1" } else { "HTTP/1.0" };
+    let address = match request.link().peer() {
+        Peer::Inet { host, .. } => &**host,
+        Peer::Unix => "",
+    };
+    environ.set_item("REQUEST_METHOD", latin1(py, request.method()))?;
+    environ.set_item("RAW_URI", latin1(py, request.target()))?;
+    environ.set_item("PATH_INFO", latin1(py, request.path()))?;
+    environ.set_item("QUERY_STRING", latin1(py, request.query()))?;
+    environ.set_item("SERVER_PROTOCOL", version)?;
+    environ.set_item("REMOTE_ADDR", address)?;
+    Ok(environ)
+}
+
 /// How the master ends after a hook that failed in its main loop.
 pub(super) const UNCAUGHT: Exit = Exit::Code(EXIT_UNCAUGHT);
 
 /// Every setting with its value, as `cfg` has it.
-fn configuration<'py>(py: Python<'py>, settings: &Settings) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn configuration<'py>(py: Python<'py>, settings: &Settings) -> PyResult<Bound<'py, PyDict>> {
     let values = PyDict::new(py);
     for setting in SETTINGS {
         if let Some((value, _)) = settings.value(setting.name) {
@@ -165,6 +190,8 @@ pub(super) struct RequestHooks {
     worker: Py<PyAny>,
     request: Py<PyAny>,
     response: Py<PyAny>,
+    /// The function that writes an access line, and the logger it is to use, when Python writes the logs.
+    log: Option<(Py<PyAny>, Py<PyAny>)>,
     pre: Option<Py<PyAny>>,
     /// The function and its number of parameters: 2, 3 or 4.
     post: Option<(Py<PyAny>, usize)>,
@@ -192,7 +219,34 @@ impl RequestHooks {
         Ok((req, called))
     }
 
-    /// Calls `post_request`. `environ` is `None` when the application was not called.
+    /// Writes the access line, when Python writes the logs.
+    fn access<'py>(
+        &self,
+        py: Python<'py>,
+        req: &Bound<'py, PyAny>,
+        environ: Option<&Bound<'py, PyDict>>,
+        exchange: &Exchange,
+    ) {
+        let Some((access, logger)) = &self.log else { return };
+        let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns) / 1000;
+        let written = || {
+            let response = self.response(py, req, exchange)?;
+            if exchange.reply.encoder().status().is_empty() {
+                // The server's own answer, after the application failed.
+                response.setattr("status", exchange.reply.status_code().to_string())?;
+            }
+            let environ = match environ {
+                Some(environ) => environ.clone(),
+                None => request_variables(py, &exchange.request)?,
+            };
+            access.bind(py).call1((logger, response, req, environ, taken))
+        };
+        if let Err(error) = written() {
+            error!("Error in access()\n{}", traceback(py, &error));
+        }
+    }
+
+    /// Writes the access line and calls `post_request`. `environ` is `None` when the application was not called.
     pub(super) fn after<'py>(
         &self,
         py: Python<'py>,
@@ -200,6 +254,7 @@ impl RequestHooks {
         environ: Option<Bound<'py, PyDict>>,
         exchange: &Exchange,
     ) {
+        self.access(py, req, environ.as_ref(), exchange);
         let Some((post, parameters)) = &self.post else { return };
         let post = post.bind(py);
         let called = || {

@@ -205,7 +205,10 @@ impl Host for PythonHost<'_> {
 
     fn serve(&mut self, context: WorkerContext) -> i32 {
         match self.boot(&context) {
-            Ok(wsgi) => worker::run(context, Arc::new(wsgi)),
+            Ok(wsgi) => {
+                super::log::start_writer();
+                worker::run(context, Arc::new(wsgi))
+            }
             Err(error) => {
                 let text = error.to_string();
                 error!("{}", text.strip_prefix("error: ").unwrap_or(&text));

@@ -6,6 +6,7 @@ mod hooks;
 mod host;
 mod input;
 mod loader;
+mod log;
 mod names;
 mod object;
 mod watch;
@@ -24,6 +25,7 @@ use self::host::{PythonHost, Source, Start};
 use crate::config::settings::{self, SETTINGS};
 use crate::config::{self, Loaded, Program, Settings};
 use crate::error::{Exit, StartError};
+use crate::observe::statsd::Statsd;
 use crate::sys::signal::Signal;
 use crate::{master, observe, worker};
 
@@ -86,9 +88,19 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
         let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
         return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
     }
-    if let Err(error) = observe::install(&settings.errorlog, settings.loglevel) {
+    if let Err(error) = observe::install(&settings.errorlog, settings.loglevel, settings.capture_output) {
         let what = format!("cannot open the error log: {}", crate::sys::errno::describe(&error));
         return report(&StartError::new(Exit::Start, what).from(settings.source("errorlog")));
+    }
+    if let Some(to) = &settings.statsd {
+        match Statsd::open(&to.host, &to.prefix, &to.tags) {
+            Ok(statsd) => observe::statsd::install(statsd),
+            // As in gunicorn: what collects metrics may be away, the service need not be.
+            Err(error) => {
+                let why = crate::sys::errno::describe(&error);
+                tracing::warn!("no metrics are sent to statsd_host {}: {why}", to.host);
+            }
+        }
     }
     for notice in &settings.notices {
         notice.log();
@@ -103,8 +115,12 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     }
 }
 
-/// Lets Python's logger `gunicorn.error`, which applications borrow from gunicorn, write to the error log.
+/// Lets Python's logger `gunicorn.error`, which applications borrow from gunicorn, write to the error log;
+/// or the other way round, when the settings configure that logger.
 fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    if settings.python_log {
+        return log::divert(py, settings);
+    }
     py.import("ringhorn._log")?.call_method1("install", (settings.loglevel.name(),)).map(drop)
 }
 
@@ -131,8 +147,8 @@ fn report(error: &StartError) -> i32 {
 }
 
 /// Writes a line to the error log, at a level of Python's `logging`.
-#[pyfunction]
-fn log(level: i32, message: &str) {
+#[pyfunction(name = "log")]
+fn log_message(level: i32, message: &str) {
     match level {
         50.. => crate::critical!("{message}"),
         40.. => tracing::error!("{message}"),
@@ -214,7 +230,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
-    module.add_function(wrap_pyfunction!(log, module)?)?;
+    module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
     module.add_function(wrap_pyfunction!(is_leaving, module)?)?;
     module.add_function(wrap_pyfunction!(requests, module)?)?;

@@ -1,5 +1,7 @@
 //! The few things that PyO3's safe interface does not offer at the price the request path wants.
 
+use std::cell::Cell;
+
 use pyo3::exceptions::PyMemoryError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -98,6 +100,17 @@ pub(super) fn references(object: &Bound<'_, PyAny>) -> isize {
     unsafe { ffi::Py_REFCNT(object.as_ptr()) }
 }
 
+thread_local! {
+    /// Whether this thread is in [`detached`].
+    static DETACHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is attached to the interpreter: it runs Python and is not in [`detached`].
+pub(super) fn is_attached() -> bool {
+    // SAFETY: no condition; the answer is null for a thread that Python has never seen.
+    !unsafe { ffi::PyGILState_GetThisThreadState() }.is_null() && !DETACHED.get()
+}
+
 /// Calls `wait`, which blocks, with the interpreter released.
 ///
 /// `Python::detach` asks for a closure that can be sent to another thread, to keep Python objects out of
@@ -108,8 +121,10 @@ pub(super) fn detached(_py: Python<'_>, wait: &mut dyn FnMut()) {
         fn drop(&mut self) {
             // SAFETY: the state that this thread saved below, on the same thread.
             unsafe { ffi::PyEval_RestoreThread(self.0) };
+            DETACHED.set(false);
         }
     }
+    DETACHED.set(true);
     // SAFETY: this thread is attached: `_py` proves it.
     let _attach = Attach(unsafe { ffi::PyEval_SaveThread() });
     wait();

@@ -20,6 +20,7 @@ use tracing::{debug, error, warn};
 
 use super::hooks::RequestHooks;
 use super::input::Input;
+use super::log::request_failed;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
 use crate::app::{
@@ -714,6 +715,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         if let Some(failure) = input.cast::<Input>().ok().and_then(|input| input.get().failure()) {
             warn!("Invalid request from {}: {failure}", exchange.request.link().peer());
             exchange.reply.fail(failure.status(), &failure.to_string());
+            return;
+        }
+        if request_failed(py, &exchange.request.target().escape_ascii().to_string(), error) {
+            exchange.reply.fail(500, "");
             return;
         }
         let what = format!(

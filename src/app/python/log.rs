@@ -1,0 +1,219 @@
+//! Python's `logging` in the place of the server's own logs, for settings that ask for it.
+//!
+//! Threads that are attached to the interpreter hand a message to Python at once. The others, the I/O
+//! thread above all, put it in a bounded queue, which a thread of its own empties: a handler of Python
+//! that blocks costs messages then, not requests.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use tracing::error;
+
+use super::hooks::configuration;
+use super::object::is_attached;
+use super::wsgi::traceback;
+use crate::config::Settings;
+use crate::limits::LOG_QUEUE_LINES_MAX;
+use crate::observe::{self, Level, Sink};
+use crate::sys::signal;
+
+/// The log of this process, when Python writes it.
+static LOG: OnceLock<Arc<PythonLog>> = OnceLock::new();
+
+thread_local! {
+    /// Whether this thread is in Python's logger already: what is said there goes to the server's own log.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A logger of Python, and the messages that wait for it.
+pub(super) struct PythonLog {
+    logger: Py<PyAny>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<(Level, String)>,
+    /// Messages for which there was no room.
+    lost: u64,
+    reopen: bool,
+    /// Whether somebody is writing what was taken out.
+    writing: bool,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.lost == 0 && !self.reopen
+    }
+}
+
+/// Makes the logger that `settings` ask for, and sends all messages to it.
+///
+/// # Errors
+/// What Python raises: no such class, an invalid configuration, a file that cannot be opened.
+pub(super) fn divert(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    let made = py.import("ringhorn._logger")?.call_method1("start", (configuration(py, settings)?,))?;
+    let (logger, level): (Py<PyAny>, i32) = made.extract()?;
+    observe::set_level(match level {
+        ..=10 => Level::Debug,
+        11..=20 => Level::Info,
+        21..=30 => Level::Warning,
+        31..=40 => Level::Error,
+        _ => Level::Critical,
+    });
+    let log = Arc::new(PythonLog { logger, queue: Mutex::default(), changed: Condvar::new() });
+    if LOG.set(Arc::clone(&log)).is_ok() {
+        observe::divert(log);
+    }
+    Ok(())
+}
+
+/// The logger, when Python writes the logs.
+pub(super) fn logger(py: Python<'_>) -> Option<Py<PyAny>> {
+    LOG.get().map(|log| log.logger.clone_ref(py))
+}
+
+/// Logs that a request failed, with its exception in the record. False when Python does not write the logs.
+pub(super) fn request_failed(py: Python<'_>, uri: &str, error: &PyErr) -> bool {
+    let Some(log) = LOG.get() else { return false };
+    if let Some(statsd) = observe::statsd::metrics() {
+        statsd.logged(Level::Error);
+    }
+    let told = py.import("ringhorn._logger").and_then(|module| {
+        module.call_method1("failed", (&log.logger, uri, error.value(py), error.traceback(py)))
+    });
+    told.is_ok()
+}
+
+/// Starts the thread that writes what threads without an interpreter say. Called in each worker.
+pub(super) fn start_writer() {
+    let Some(log) = LOG.get() else { return };
+    let log = Arc::clone(log);
+    let started = thread::Builder::new().name("ringhorn-pylog".into()).spawn(move || {
+        // Signals are the main thread's.
+        if let Err(error) = signal::block_all_in_this_thread() {
+            error!("cannot block signals: {error}");
+            return;
+        }
+        loop {
+            let queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(log.changed.wait_while(queue, |queue| queue.is_empty()));
+            Python::attach(|py| log.drain(py));
+        }
+    });
+    if let Err(error) = started {
+        error!("cannot start the thread that writes the log: {error}");
+    }
+}
+
+impl PythonLog {
+    /// Writes what waits.
+    fn drain(&self, py: Python<'_>) {
+        let taken = {
+            // Whoever holds it holds it for a few instructions, and without waiting for the interpreter.
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            if queue.is_empty() {
+                return;
+            }
+            let taken = std::mem::take(&mut *queue);
+            queue.writing = true;
+            taken
+        };
+        if taken.reopen {
+            self.call(py, "reopen_files", ());
+        }
+        for (level, text) in taken.lines {
+            self.write(py, level, &text);
+        }
+        if taken.lost > 0 {
+            self.write(
+                py,
+                Level::Warning,
+                &format!("{} messages were lost: the log was too slow", taken.lost),
+            );
+        }
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
+        self.changed.notify_all();
+    }
+
+    fn write(&self, py: Python<'_>, level: Level, text: &str) {
+        let method = match level {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warning => "warning",
+            Level::Error => "error",
+            Level::Critical => "critical",
+        };
+        self.call(py, method, (text,));
+    }
+
+    fn call<'py>(&self, py: Python<'py>, method: &str, arguments: impl pyo3::call::PyCallArgs<'py>) {
+        let outer = INSIDE.replace(true);
+        if let Err(error) = self.logger.bind(py).call_method1(method, arguments) {
+            error!("logger.{method} failed\n{}", traceback(py, &error));
+        }
+        INSIDE.set(outer);
+    }
+}
+
+impl Sink for PythonLog {
+    fn line(&self, level: Level, text: &str) -> bool {
+        if INSIDE.get() {
+            return false;
+        }
+        if is_attached() {
+            Python::attach(|py| {
+                self.drain(py);
+                self.write(py, level, text);
+            });
+            return true;
+        }
+        let mut queue = match self.queue.try_lock() {
+            Ok(queue) => queue,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Never waits. In a child that the application forked the lock may be held for ever.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if queue.lines.len() < LOG_QUEUE_LINES_MAX {
+            queue.lines.push_back((level, text.to_owned()));
+        } else {
+            queue.lost += 1;
+        }
+        drop(queue);
+        self.changed.notify_all();
+        true
+    }
+
+    fn reopen(&self) {
+        if is_attached() {
+            Python::attach(|py| self.call(py, "reopen_files", ()));
+            return;
+        }
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).reopen = true;
+        self.changed.notify_all();
+    }
+
+    fn flush(&self, patience: Duration) {
+        if is_attached() {
+            Python::attach(|py| self.drain(py));
+            return;
+        }
+        let end = Instant::now() + patience;
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        while !queue.is_empty() || queue.writing {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queue = match self.changed.wait_timeout(queue, left) {
+                Ok((queue, _)) => queue,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+}
