@@ -57,12 +57,20 @@ pub(super) fn check(setting: &Setting, value: Value) -> Result<Value, String> {
             Value::Dict(items) => Ok(Value::Dict(items)),
             other => Err(wanted("a mapping", &other)),
         },
-        Kind::Account => match value {
-            Value::Str(text) if text.trim().is_empty() => Err("it is empty".to_owned()),
-            Value::Str(text) => Ok(text.trim().parse().map_or_else(|_| Value::text(text.trim()), Value::Int)),
-            Value::Int(number) if u32::try_from(number).is_ok() => Ok(Value::Int(number)),
-            other => Err(wanted("a name or a number", &other)),
-        },
+        Kind::Account => {
+            let value = match value {
+                Value::Str(text) if text.trim().is_empty() => return Err("it is empty".to_owned()),
+                Value::Str(text) => text.trim().parse().map_or_else(|_| Value::text(text.trim()), Value::Int),
+                other => other,
+            };
+            match value {
+                Value::Int(number) if u32::try_from(number).is_err() => {
+                    Err("it must be a name or a number from 0 to 4294967295".to_owned())
+                }
+                Value::Int(_) | Value::Str(_) => Ok(value),
+                other => Err(wanted("a name or a number", &other)),
+            }
+        }
         Kind::Hook(arities) => match &value {
             Value::Object(object) if !object.is_callable() => Err(wanted("a function", &value)),
             Value::Object(function) => match function.arity() {
@@ -381,6 +389,16 @@ mod tests {
             }
             let _ = crate::config::Bind::parse(&text);
         }
+    }
+
+    /// Found by the generator above: the text was taken, and its own value refused.
+    #[test]
+    fn a_negative_account_is_refused_as_text_and_as_number() {
+        let user = SETTINGS.iter().find(|setting| setting.name == "user").unwrap();
+        for value in [Value::text("-1"), Value::Int(-1), Value::text("4294967296")] {
+            assert!(check(user, value).is_err());
+        }
+        assert_eq!(check(user, Value::text(" 33 ")), Ok(Value::Int(33)));
     }
 
     /// Config files made from gunicorn's template set most names to `None`.
