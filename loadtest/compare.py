@@ -134,8 +134,8 @@ def drive(server: Server, args: argparse.Namespace, seconds: int) -> dict:
     return {
         "cpu_us": used / requests * 1e6 if requests else float("nan"),
         "rps": float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]),
-        "p50": re.search(r"50%\s+(\S+)", out)[1],
-        "p99": re.search(r"99%\s+(\S+)", out)[1],
+        "p50": re.search(r"^\s+50%\s+(\S+)", out, re.M)[1],
+        "p99": re.search(r"^\s+99%\s+(\S+)", out, re.M)[1],
         "errors": errors,
     }
 
