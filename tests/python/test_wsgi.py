@@ -418,7 +418,8 @@ def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Pa
     """Its descriptor is that of the packed file."""
     (tmp_path / "packed.py").write_text(
         "import gzip, io\n"
-        "gzip.open('f.gz', 'wb').write(b'unpacked' * 1000)\n"
+        "with gzip.open('f.gz', 'wb') as file:\n"
+        "    file.write(b'unpacked' * 1000)\n"
         "def application(environ, start_response):\n"
         "    start_response('200 OK', [])\n"
         "    packed = gzip.open('f.gz')\n"
