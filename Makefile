@@ -12,6 +12,8 @@ VENV ?= .venv
 PORT ?= 8000
 PYTHONS ?= 3.10 3.11 3.12 3.13
 PYTEST_ARGS ?=
+# What the wheel is built with: release, or quick for the edit, build, test round.
+PROFILE ?= release
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -48,13 +50,17 @@ $(VENV)/.maturin: $(VENV)/.python pyproject.toml
 	$(bin)/python -m pip install --quiet 'maturin>=1.9.4,<2'
 	touch $@
 
+# A wheel of another profile is not the one that is asked for.
+ifneq ($(PROFILE),$(shell cat $(VENV)/.wheel 2>/dev/null))
+$(VENV)/.wheel: FORCE
+endif
 $(VENV)/.wheel: $(VENV)/.maturin $(wheel_sources)
 	@command -v cargo >/dev/null || \
 	  { echo "error: cargo is missing"; echo "  hint: install Rust from https://rustup.rs"; exit 1; } >&2
 	rm -rf $(VENV)/wheels
-	$(bin)/maturin build --release --interpreter $(bin)/python --out $(VENV)/wheels
+	$(bin)/maturin build --profile $(PROFILE) --interpreter $(bin)/python --out $(VENV)/wheels
 	$(bin)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheels/*.whl
-	touch $@
+	echo '$(PROFILE)' > $@
 
 $(VENV)/.example: $(VENV)/.python $(example)/requirements.txt
 	$(bin)/python -m pip install --quiet -r $(example)/requirements.txt
