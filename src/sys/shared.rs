@@ -1,4 +1,4 @@
-//! A page that the master and all workers see: one record per worker process.
+//! A page that the master and all workers see: one record per worker process, and one of the server.
 //!
 //! It is mapped before the fork and holds nothing but atomics. The worker writes its record, the
 //! master and the siblings read it; only the master resets it, before it forks the worker. Two workers
@@ -184,11 +184,26 @@ impl WorkerRecord {
     }
 }
 
-/// The mapping: [`RECORDS_MAX`] records, of which the kernel provides only those touched.
+/// What all workers should know of the server. Only the master writes it.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct ServerRecord {
+    stopping: AtomicBool,
+}
+
+/// The mapping's layout.
+#[derive(Debug)]
+#[repr(C)]
+struct Layout {
+    server: ServerRecord,
+    records: [WorkerRecord; RECORDS_MAX],
+}
+
+/// The mapping: [`RECORDS_MAX`] records and one more, of which the kernel provides only those touched.
 #[derive(Debug)]
 pub struct SharedPage {
-    // Invariant: points to a live mapping of `RECORDS_MAX` records until drop.
-    records: NonNull<WorkerRecord>,
+    // Invariant: points to a live mapping of one `Layout` until drop.
+    layout: NonNull<Layout>,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access to it is through shared references to
@@ -197,7 +212,7 @@ unsafe impl Send for SharedPage {}
 // SAFETY: as above.
 unsafe impl Sync for SharedPage {}
 
-const BYTES: usize = RECORDS_MAX * size_of::<WorkerRecord>();
+const BYTES: usize = size_of::<Layout>();
 
 impl SharedPage {
     /// Maps the page. Children forked from now on share it.
@@ -211,8 +226,8 @@ impl SharedPage {
         let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), BYTES, protection, MapFlags::SHARED) }?;
         // Zeroed memory is a valid record: all fields are atomics, and 0 is `Empty`. A mapping is
         // aligned to a page.
-        NonNull::new(mapped.cast::<WorkerRecord>())
-            .map(|records| Self { records })
+        NonNull::new(mapped.cast::<Layout>())
+            .map(|layout| Self { layout })
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
     }
 
@@ -225,16 +240,38 @@ impl SharedPage {
     /// All records; those in use are not [`WorkerState::Empty`].
     #[must_use]
     pub fn records(&self) -> &[WorkerRecord] {
-        // SAFETY: by the invariant the mapping has `RECORDS_MAX` records and lives as long as
-        // `self`; other processes change them only through the same atomics.
-        unsafe { std::slice::from_raw_parts(self.records.as_ptr(), RECORDS_MAX) }
+        &self.layout().records
+    }
+
+    /// Says that the server is about to stop: it serves what comes, and nobody should send more
+    /// (`drain_delay`, and the stop itself).
+    pub fn set_stopping(&self) {
+        self.layout().server.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether clients should be sent here: a worker serves, and the server does not stop. What a readiness probe
+    /// asks.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let serves = |record: &WorkerRecord| record.state() == WorkerState::Ready;
+        // Records are handed out from the front; those behind the first that was never touched are not looked at,
+        // because each look would have the kernel provide a page.
+        let used = |record: &&WorkerRecord| record.heartbeat_ms() != 0;
+        !self.layout().server.stopping.load(Ordering::Acquire)
+            && self.records().iter().take_while(used).any(serves)
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: by the invariant the mapping is one `Layout` and lives as long as `self`; other processes change
+        // it only through the same atomics.
+        unsafe { self.layout.as_ref() }
     }
 }
 
 impl Drop for SharedPage {
     fn drop(&mut self) {
         // SAFETY: `new` mapped exactly these bytes, and references to them cannot outlive `self`.
-        let result = unsafe { munmap(self.records.as_ptr().cast(), BYTES) };
+        let result = unsafe { munmap(self.layout.as_ptr().cast(), BYTES) };
         debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
     }
 }
@@ -260,6 +297,21 @@ mod tests {
         assert_eq!(page.record(2).unwrap().state(), WorkerState::Empty);
         assert_eq!(page.record(4).unwrap().state(), WorkerState::Empty);
         assert!(page.record(RECORDS_MAX).is_none());
+    }
+
+    #[test]
+    fn a_server_is_ready_while_a_worker_serves_and_it_does_not_stop() {
+        let page = SharedPage::new().unwrap();
+        assert!(!page.is_ready(), "nobody was forked");
+        for slot in 0..2 {
+            page.record(slot).unwrap().reset(0);
+        }
+        assert!(!page.is_ready(), "they load");
+        page.record(0).unwrap().set_state(WorkerState::Draining);
+        page.record(1).unwrap().set_state(WorkerState::Ready);
+        assert!(page.is_ready());
+        page.set_stopping();
+        assert!(!page.is_ready());
     }
 
     #[test]
