@@ -268,7 +268,7 @@ impl Io {
             }
             Event::Writable { token } => self.flush(token),
             Event::AcceptFailed { listener, error } => self.accept_failed(listener, &error),
-            Event::Woken => {}
+            Event::Detached { .. } | Event::Readable | Event::Woken => {}
         }
     }
 
