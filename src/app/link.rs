@@ -468,6 +468,13 @@ impl Link {
 
     // ---- the runner's side -----------------------------------------------------------------
 
+    /// Sends an interim answer ahead of the one in hand.
+    pub(super) fn interim(&self, bytes: &[u8]) {
+        if self.say(bytes) {
+            self.port.report(self.token, true);
+        }
+    }
+
     /// Which streamed body the link is at.
     pub(super) fn body_serial(&self) -> u64 {
         lock(&self.gate).body_serial

@@ -485,7 +485,9 @@ impl<'h> Master<'h> {
                     // After the death, before its meaning is decided: this worker, or another one,
                     // may have been ready since we last looked.
                     self.observe(now_ms);
-                    self.slots.ended(pid, ending, now_ms);
+                    if let Some(why) = self.slots.ended(pid, ending, now_ms) {
+                        self.shared.server().metrics().departures[why as usize].add(1);
+                    }
                     if self.next_master == Some(pid) {
                         self.next_master = None;
                     }
@@ -560,12 +562,13 @@ impl<'h> Master<'h> {
                     Action::Upgrade => self.upgrade(),
                     Action::Steer { slots } => self.listeners.steer(slots),
                     Action::CloseSlot { slot } => self.listeners.close_slot(slot),
-                    Action::NotReady => self.shared.set_stopping(),
+                    Action::NotReady => self.shared.server().set_stopping(),
                     Action::StopListening => {
-                        self.shared.set_stopping();
                         self.service.stopping(self.next_master);
-                        // A unix socket's file is the other master's, while there is one.
+                        // A unix socket's file is the other master's, while there is one. And a load balancer
+                        // that asks here shall go on sending clients, for the other master to serve.
                         if !self.slots.is_sharing() {
+                            self.shared.server().set_stopping();
                             self.listeners.unlink();
                         }
                     }
@@ -628,6 +631,7 @@ impl<'h> Master<'h> {
     /// HUP. Whatever is wrong with the new settings, the server goes on with the old ones.
     fn reload(&mut self) {
         info!("Hang up: {NAME}");
+        self.shared.server().metrics().reloads.add(1);
         self.service.reloading();
         observe::reopen();
         if let Err(error) = self.try_reload() {
@@ -783,12 +787,16 @@ impl<'h> Master<'h> {
             self.slots.fork_failed(slot, monotonic_ms());
             return self.abandon(&error);
         }
-        let free = self.shared.records().iter().position(|record| record.state() == WorkerState::Empty);
+        let number = u32::try_from(slot).unwrap_or(u32::MAX);
+        let free = self.shared.free_record(number);
         let Some((index, record)) = free.and_then(|index| Some((index, self.shared.record(index)?))) else {
             error!("cannot fork a worker: too many are still leaving");
             return self.slots.fork_failed(slot, monotonic_ms());
         };
-        record.reset(u32::try_from(slot).unwrap_or(u32::MAX));
+        record.reset(number);
+        if let Some(metrics) = self.shared.metrics(index) {
+            metrics.begin();
+        }
         self.age += 1;
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
@@ -809,6 +817,7 @@ impl<'h> Master<'h> {
                 self.host.forked(pid);
                 record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
                 self.records.push((pid, index));
+                self.shared.server().metrics().forks.add(1);
                 self.slots.forked(slot, pid, monotonic_ms());
             }
             Err(error) => {

@@ -7,6 +7,7 @@
 
 use crate::error::Exit;
 use crate::limits::WORKERS_MAX;
+use crate::sys::metrics::Departure;
 use crate::sys::process::{Ending, Pid};
 use crate::sys::shared::Order;
 use crate::sys::signal::Signal;
@@ -351,15 +352,16 @@ impl Slots {
 
     /// A child has been reaped. All workers are to be [`observed`](Slots::observed) after that and
     /// before this call, so that a worker that was ready for a moment counts as one. Children that
-    /// are not ours are ignored: as process 1 the master inherits them.
-    pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now_ms: u64) {
+    /// are not ours are ignored: as process 1 the master inherits them. Returns why a worker has ended.
+    pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now_ms: u64) -> Option<Departure> {
         if self.next_master == Some(pid) {
             self.next_master = None;
             self.actions.push(Action::Log(Note::UpgradeEnded { pid, ending }));
-            return;
+            return None;
         }
-        let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
+        let index = self.workers.iter().position(|worker| worker.pid == pid)?;
         let worker = self.workers.remove(index);
+        let why = self.departure(&worker, ending);
         self.actions.push(Action::Log(Note::Ended { pid, ending, sent: worker.sent }));
         if self.phase == Phase::Running
             && !self.ready_once
@@ -383,6 +385,22 @@ impl Slots {
         } else {
             self.close_slots();
             self.finish_when_empty();
+        }
+        Some(why)
+    }
+
+    /// Why this worker has ended: what we did about it says more than its exit code.
+    fn departure(&self, worker: &Worker, ending: Ending) -> Departure {
+        match ending {
+            _ if self.phase != Phase::Running => Departure::Stop,
+            _ if worker.aborted_ms.is_some() => Departure::Timeout,
+            _ if worker.stays() && !worker.seen.ready => Departure::Boot,
+            Ending::Code(_) if worker.stays() => Departure::Exit,
+            Ending::Signal(_) if worker.stays() => Departure::Signal,
+            // Its successor is of a later generation, even when it had also answered enough.
+            _ if worker.generation != self.generation => Departure::Reload,
+            _ if worker.slot >= self.target || self.resting => Departure::Scale,
+            _ => Departure::Recycle,
         }
     }
 
@@ -418,7 +436,8 @@ impl Slots {
         }
         let drains = self.stop_ms.is_some() && running;
         match signal {
-            Signal::TERM if running && !drains && self.rules.drain_ms > 0 => {
+            // In an upgrade another master takes what load balancers send.
+            Signal::TERM if running && !drains && self.rules.drain_ms > 0 && !self.is_sharing() => {
                 self.stop_ms = Some(now_ms + self.rules.drain_ms);
                 self.actions.push(Action::NotReady);
                 self.actions.push(Action::Log(Note::Drains { delay_ms: self.rules.drain_ms }));
@@ -855,6 +874,8 @@ mod tests {
         served: bool,
         /// What happened to generations, listeners and masters, in order.
         asked: Vec<Action>,
+        /// Why workers ended.
+        departures: Vec<Departure>,
     }
 
     impl World {
@@ -871,6 +892,7 @@ mod tests {
                 finished: None,
                 served: false,
                 asked: Vec::new(),
+                departures: Vec::new(),
             };
             world.pass(0);
             world
@@ -1007,7 +1029,8 @@ mod tests {
 
         fn end_pid(&mut self, pid: Pid, ending: Ending) {
             self.alive.retain(|other| *other != pid);
-            self.slots.ended(pid, ending, self.now_ms);
+            let why = self.slots.ended(pid, ending, self.now_ms);
+            self.departures.extend(why);
             self.act();
         }
 
@@ -1477,6 +1500,46 @@ mod tests {
     }
 
     // ---- max_requests ------------------------------------------------------------------------
+
+    /// The metrics tell why workers were replaced; a deploy must not look like a crash.
+    #[test]
+    fn every_end_of_a_worker_has_its_reason() {
+        let mut world = World::serving();
+        world.end(0, Ending::Signal(libc::SIGSEGV));
+        world.pass(0);
+        world.end(0, Ending::Code(1));
+        world.pass(BACK_OFF_FIRST_MS);
+        world.ready(0);
+        world.end(1, Ending::Code(0));
+        world.pass(0);
+        world.ready(1);
+        assert_eq!(world.departures, [Departure::Signal, Departure::Boot, Departure::Exit]);
+        world.departures.clear();
+        // Silent.
+        world.live(RULES.timeout_ms + WATCH_MS + 1, &[1]);
+        world.end(0, Ending::Signal(libc::SIGABRT));
+        world.pass(BACK_OFF_FIRST_MS);
+        world.ready(0);
+        // Spent, then fewer, then a new generation.
+        let old = world.slots.pid(0).unwrap();
+        world.see(0, true);
+        world.pass(0);
+        world.ready(0);
+        world.end_pid(old, Ending::Code(0));
+        world.signal(Signal::TTOU);
+        world.carry_on(SETTLE_MS);
+        world.end(1, Ending::Code(0));
+        let old = world.slots.pid(0).unwrap();
+        world.reload(1);
+        world.ready(0);
+        world.end_pid(old, Ending::Code(0));
+        world.signal(Signal::TERM);
+        world.end(0, Ending::Code(0));
+        assert_eq!(
+            world.departures,
+            [Departure::Timeout, Departure::Recycle, Departure::Scale, Departure::Reload, Departure::Stop]
+        );
+    }
 
     /// Promise 6: the replacement is there before the old worker leaves, and not all go together.
     #[test]

@@ -1,8 +1,13 @@
-//! A page that the master and all workers see: one record per worker process, and one of the server.
+//! Memory that the master and all workers see: a record of the server, and per worker process a record and
+//! its metrics.
 //!
 //! It is mapped before the fork and holds nothing but atomics. The worker writes its record, the
 //! master and the siblings read it; only the master resets it, before it forks the worker. Two workers
 //! of one slot, the old one and its successor, have a record each.
+//!
+//! Metrics are never reset, so that they survive the worker that counted them: the next worker with the
+//! record counts on. For that a record, once used for a slot, is used for this slot again
+//! ([`SharedPage::free_record`]); what a slot has counted is the sum over its records.
 
 use std::io;
 use std::ptr::NonNull;
@@ -11,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::clock::monotonic_ms;
+use super::metrics::{ServerMetrics, WorkerMetrics};
 use crate::limits::RECORDS_MAX;
 
 /// Where a worker stands.
@@ -65,6 +71,7 @@ pub struct WorkerRecord {
     connections: AtomicU32,
     state: AtomicU32,
     pid: AtomicU32,
+    /// One more than the slot; 0 when the record was never used.
     slot: AtomicU32,
     order: AtomicU32,
     spent: AtomicBool,
@@ -74,7 +81,7 @@ impl WorkerRecord {
     /// Makes the record that of a worker about to be forked into `slot`.
     pub fn reset(&self, slot: u32) {
         self.pid.store(0, Ordering::Relaxed);
-        self.slot.store(slot, Ordering::Relaxed);
+        self.slot.store(slot.saturating_add(1), Ordering::Relaxed);
         self.order.store(0, Ordering::Relaxed);
         self.spent.store(false, Ordering::Relaxed);
         self.requests.store(0, Ordering::Relaxed);
@@ -109,7 +116,13 @@ impl WorkerRecord {
     /// The slot of the worker, while there is one.
     #[must_use]
     pub fn slot(&self) -> u32 {
-        self.slot.load(Ordering::Relaxed)
+        self.last_slot().unwrap_or_default()
+    }
+
+    /// The slot of the worker, or of the last one when there is none; `None` in a record that was never used.
+    #[must_use]
+    pub fn last_slot(&self) -> Option<u32> {
+        self.slot.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Says how the worker is to leave. The signal follows.
@@ -184,35 +197,98 @@ impl WorkerRecord {
     }
 }
 
-/// What all workers should know of the server. Only the master writes it.
+/// What is known of the server as a whole. Only the master writes it.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct ServerRecord {
     stopping: AtomicBool,
+    metrics: ServerMetrics,
 }
 
-/// The mapping's layout.
-#[derive(Debug)]
-#[repr(C)]
-struct Layout {
-    server: ServerRecord,
-    records: [WorkerRecord; RECORDS_MAX],
+impl ServerRecord {
+    /// Says that the server is about to stop: no load balancer should send it anybody new.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether the server is about to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// What the master counts.
+    #[must_use]
+    pub fn metrics(&self) -> &ServerMetrics {
+        &self.metrics
+    }
 }
 
-/// The mapping: [`RECORDS_MAX`] records and one more, of which the kernel provides only those touched.
+/// What may live in a [`Mapping`].
+///
+/// # Safety
+/// All bytes zero are a valid value, and everything in it is atomic: other processes change it at any time.
+unsafe trait Shared {}
+
+// SAFETY: atomics all through, and 0 is `Empty`.
+unsafe impl Shared for WorkerRecord {}
+// SAFETY: atomics all through, none of which has a wrong value.
+unsafe impl Shared for ServerRecord {}
+// SAFETY: as above.
+unsafe impl Shared for WorkerMetrics {}
+
+/// Memory shared with the children that are forked from here on. The kernel provides the pages that are
+/// touched, and no others.
 #[derive(Debug)]
-pub struct SharedPage {
-    // Invariant: points to a live mapping of one `Layout` until drop.
-    layout: NonNull<Layout>,
+struct Mapping<T> {
+    // Invariant: points to a live mapping of `count` values until drop.
+    values: NonNull<T>,
+    count: usize,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access to it is through shared references to
 // atomics.
-unsafe impl Send for SharedPage {}
+unsafe impl<T: Shared> Send for Mapping<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedPage {}
+unsafe impl<T: Shared> Sync for Mapping<T> {}
 
-const BYTES: usize = size_of::<Layout>();
+impl<T: Shared> Mapping<T> {
+    fn new(count: usize) -> io::Result<Self> {
+        let bytes = count * size_of::<T>();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // Not accounted for in advance: most of it is for workers that there will never be.
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing of
+        // ours.
+        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags) }?;
+        // Zeroed memory is valid, and a mapping is aligned to a page.
+        NonNull::new(mapped.cast::<T>())
+            .map(|values| Self { values, count })
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    fn values(&self) -> &[T] {
+        // SAFETY: by the invariant the mapping has `count` values and lives as long as `self`; other
+        // processes change them only through the same atomics.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.count) }
+    }
+}
+
+impl<T> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped exactly these bytes, and references to them cannot outlive `self`.
+        let result = unsafe { munmap(self.values.as_ptr().cast(), self.count * size_of::<T>()) };
+        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    }
+}
+
+/// The shared memory: [`RECORDS_MAX`] records and as many metrics, and the server's record.
+#[derive(Debug)]
+pub struct SharedPage {
+    server: Mapping<ServerRecord>,
+    records: Mapping<WorkerRecord>,
+    metrics: Mapping<WorkerMetrics>,
+}
 
 impl SharedPage {
     /// Maps the page. Children forked from now on share it.
@@ -220,15 +296,17 @@ impl SharedPage {
     /// # Errors
     /// No memory.
     pub fn new() -> io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing of
-        // ours.
-        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), BYTES, protection, MapFlags::SHARED) }?;
-        // Zeroed memory is a valid record: all fields are atomics, and 0 is `Empty`. A mapping is
-        // aligned to a page.
-        NonNull::new(mapped.cast::<Layout>())
-            .map(|layout| Self { layout })
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+        Ok(Self {
+            server: Mapping::new(1)?,
+            records: Mapping::new(RECORDS_MAX)?,
+            metrics: Mapping::new(RECORDS_MAX)?,
+        })
+    }
+
+    /// What is known of the server as a whole.
+    #[must_use]
+    pub fn server(&self) -> &ServerRecord {
+        &self.server.values()[0]
     }
 
     /// The record with this number; `None` from [`RECORDS_MAX`] on.
@@ -240,39 +318,35 @@ impl SharedPage {
     /// All records; those in use are not [`WorkerState::Empty`].
     #[must_use]
     pub fn records(&self) -> &[WorkerRecord] {
-        &self.layout().records
+        self.records.values()
     }
 
-    /// Says that the server is about to stop: it serves what comes, and nobody should send more
-    /// (`drain_delay`, and the stop itself).
-    pub fn set_stopping(&self) {
-        self.layout().server.stopping.store(true, Ordering::Release);
-    }
-
-    /// Whether clients should be sent here: a worker serves, and the server does not stop. What a readiness probe
-    /// asks.
+    /// What the workers of this record have counted; `None` from [`RECORDS_MAX`] on.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
-        let serves = |record: &WorkerRecord| record.state() == WorkerState::Ready;
-        // Records are handed out from the front; those behind the first that was never touched are not looked at,
-        // because each look would have the kernel provide a page.
-        let used = |record: &&WorkerRecord| record.heartbeat_ms() != 0;
-        !self.layout().server.stopping.load(Ordering::Acquire)
-            && self.records().iter().take_while(used).any(serves)
+    pub fn metrics(&self, index: usize) -> Option<&WorkerMetrics> {
+        self.metrics.values().get(index)
     }
 
-    fn layout(&self) -> &Layout {
-        // SAFETY: by the invariant the mapping is one `Layout` and lives as long as `self`; other processes change
-        // it only through the same atomics.
-        unsafe { self.layout.as_ref() }
+    /// Every record that was used, with its metrics. Records are taken from the front, so this ends early.
+    pub fn used(&self) -> impl Iterator<Item = (&WorkerRecord, &WorkerMetrics)> {
+        let pairs = self.records().iter().zip(self.metrics.values());
+        pairs.take_while(|(record, _)| record.last_slot().is_some())
     }
-}
 
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: `new` mapped exactly these bytes, and references to them cannot outlive `self`.
-        let result = unsafe { munmap(self.layout.as_ptr().cast(), BYTES) };
-        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    /// A record for a new worker of `slot`: one of this slot, or one that was never used. When there is neither,
+    /// which takes thousands of workers, one of another slot: its counts then show under this slot.
+    #[must_use]
+    pub fn free_record(&self, slot: u32) -> Option<usize> {
+        let empty = |record: &WorkerRecord| record.state() == WorkerState::Empty;
+        let mut used = 0;
+        for record in self.records() {
+            match record.last_slot() {
+                Some(last) if last == slot && empty(record) => return Some(used),
+                Some(_) => used += 1,
+                None => return Some(used),
+            }
+        }
+        self.records().iter().position(empty)
     }
 }
 
@@ -299,19 +373,27 @@ mod tests {
         assert!(page.record(RECORDS_MAX).is_none());
     }
 
+    /// So that what a slot has counted survives its workers, and stays its own.
     #[test]
-    fn a_server_is_ready_while_a_worker_serves_and_it_does_not_stop() {
+    fn a_slot_gets_its_record_again() {
         let page = SharedPage::new().unwrap();
-        assert!(!page.is_ready(), "nobody was forked");
-        for slot in 0..2 {
-            page.record(slot).unwrap().reset(0);
-        }
-        assert!(!page.is_ready(), "they load");
-        page.record(0).unwrap().set_state(WorkerState::Draining);
-        page.record(1).unwrap().set_state(WorkerState::Ready);
-        assert!(page.is_ready());
-        page.set_stopping();
-        assert!(!page.is_ready());
+        let begin = |slot| {
+            let index = page.free_record(slot).unwrap();
+            page.record(index).unwrap().reset(slot);
+            index
+        };
+        let end = |index| page.record(index).unwrap().set_state(WorkerState::Empty);
+        assert_eq!((begin(0), begin(1)), (0, 1));
+        // A successor beside the worker, then one after both have left.
+        assert_eq!(begin(0), 2);
+        page.metrics(2).unwrap().accepted.add(7);
+        end(2);
+        end(1);
+        assert_eq!(begin(0), 2);
+        assert_eq!(page.metrics(2).unwrap().accepted.get(), 7);
+        assert_eq!(begin(2), 3, "the record of slot 1 is kept for it");
+        assert_eq!(begin(1), 1);
+        assert_eq!(page.used().count(), 4);
     }
 
     #[test]

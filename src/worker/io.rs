@@ -271,7 +271,7 @@ impl Io {
             }
             Event::Writable { token } => self.flush(token),
             Event::AcceptFailed { listener, error } => self.accept_failed(listener, &error),
-            Event::Woken => {}
+            Event::Detached { .. } | Event::Readable | Event::Woken => {}
         }
     }
 
@@ -408,18 +408,24 @@ impl Io {
 
     /// Understands what waits in the connection's input.
     fn consume_input(&mut self, token: Token) {
-        let Some(conn) = self.conns.get(token) else { return };
-        let mut input = std::mem::take(&mut conn.input);
-        if self.rules.policy.is_relaxed() && matches!(conn.phase, Phase::Head) {
-            // The settings that forgive old clients work on the bytes, before they are parsed.
-            relax(&mut input, conn.scanned, &self.rules.policy);
-        }
-        let used = self.consume(token, &input);
-        if let Some(conn) = self.conns.get(token)
-            && used < input.len()
-        {
-            input.drain(..used);
-            conn.input = input;
+        let relaxed = self.rules.policy.is_relaxed();
+        loop {
+            let Some(conn) = self.conns.get(token) else { return };
+            let mut input = std::mem::take(&mut conn.input);
+            if relaxed && matches!(conn.phase, Phase::Head) {
+                // The settings that forgive old clients work on the bytes, before they are parsed.
+                relax(&mut input, conn.scanned, &self.rules.policy);
+            }
+            let used = self.consume(token, &input);
+            let Some(conn) = self.conns.get(token) else { return };
+            if used < input.len() {
+                input.drain(..used);
+                conn.input = input;
+            }
+            // A head behind a body that was dropped: its bytes are to be forgiven, too.
+            if !relaxed || used == 0 || conn.input.is_empty() || !matches!(conn.phase, Phase::Head) {
+                return;
+            }
         }
     }
 
@@ -521,6 +527,10 @@ impl Io {
                             used += count;
                             conn.phase = Phase::Head;
                             self.set_idle_deadline(token);
+                            if self.rules.policy.is_relaxed() {
+                                // `consume_input` goes on, with what the next head is forgiven.
+                                return used;
+                            }
                         }
                         Ok(count) if !spent => {
                             used += count;

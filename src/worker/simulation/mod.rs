@@ -148,6 +148,16 @@ impl Driver for Interleaved {
         self.interleave();
     }
 
+    fn detach(&mut self, token: Token, socket: &Socket) {
+        trace!("{}   detach {token:?}", self.sim.now_ms());
+        self.sim.detach(token, socket);
+        self.interleave();
+    }
+
+    fn watch(&mut self, fd: RawFd) -> io::Result<()> {
+        self.sim.watch(fd)
+    }
+
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.clean.set(events.is_empty() && self.sim.has_all_buffers());
         let left = Duration::from_millis(self.alarm_ms.get().saturating_sub(self.sim.now_ms()));
