@@ -27,8 +27,7 @@ impl ThreadClock {
         // the result.
         let result = unsafe { libc::pthread_getcpuclockid(thread, &raw mut clock) };
         if result == 0 {
-            #[expect(clippy::unnecessary_cast, reason = "its size is the platform's")]
-            Ok(Self { clock, thread: rustix::thread::gettid(), identifier: thread as u64 })
+            Ok(Self { clock, thread: rustix::thread::gettid(), identifier: thread })
         } else {
             Err(io::Error::from_raw_os_error(result))
         }
