@@ -11,6 +11,7 @@
 //! | [`worker`] | one process after fork: the I/O thread's loop and the runners |
 //! | [`ring`] | completions in, submissions out: io_uring and epoll behind one trait |
 //! | [`http`] | HTTP/1.1 without I/O: bytes in, decisions out |
+//! | [`native`] | serving Rust: [`Server`] |
 //! | [`app`] | what an application sees: requests, replies; `app::python` is the WSGI bridge |
 //! | [`observe`] | access log, error log |
 //! | [`sys`] | the system calls that have no safe wrapper elsewhere |
@@ -21,8 +22,15 @@ pub mod error;
 pub mod http;
 pub mod limits;
 pub mod master;
+pub mod native;
 pub mod observe;
 pub mod ring;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper in a well-kept crate")]
 pub mod sys;
 pub mod worker;
+
+pub use app::native::{
+    Blocking, BlockingError, BodyReader, Request, Responder, Response, Service, Sleep, Worker,
+};
+pub use app::{BodyError, Gone, Listener, Peer, Sent};
+pub use native::{Builder, Server};

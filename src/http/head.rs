@@ -109,7 +109,7 @@ pub enum Scheme {
 }
 
 /// A request head. Made once and reused; spans are offsets into the bytes that were parsed last.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Head {
     /// The method as received.
     pub method: Span,
