@@ -224,6 +224,12 @@ impl Link {
         }
     }
 
+    /// Which connection of the worker this is.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
     /// The socket, to send to.
     #[must_use]
     pub fn socket(&self) -> &Socket {
@@ -478,6 +484,13 @@ impl Link {
     }
 
     // ---- the runner's side -----------------------------------------------------------------
+
+    /// Sends an interim answer ahead of the one in hand.
+    pub(super) fn interim(&self, bytes: &[u8]) {
+        if self.say(bytes) {
+            self.port.report(self.token, true);
+        }
+    }
 
     /// Which streamed body the link is at.
     pub(super) fn body_serial(&self) -> u64 {

@@ -181,6 +181,21 @@ impl Reply {
         &self.encoder
     }
 
+    /// Whether [`Reply::interim`] has somebody to send to: the head has not left, and the client understands it.
+    #[must_use]
+    pub fn takes_interim(&self) -> bool {
+        self.link.is_some() && self.encoder.takes_interim()
+    }
+
+    /// Sends an interim response at once, ahead of the head; see [`Reply::takes_interim`].
+    pub fn interim(&mut self, bytes: &[u8]) -> Sent {
+        let Some(link) = self.link.as_ref().filter(|_| self.encoder.takes_interim()) else {
+            return Sent::Room;
+        };
+        link.interim(bytes);
+        if link.is_full(false) { Sent::Full } else { Sent::Room }
+    }
+
     /// Writes the head, if it is not written. `total` is the length of the whole body, when known.
     pub fn send_head(&mut self, total: Option<u64>) {
         if !self.encoder.head_sent() {

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::settings::{Group, Kind, SETTINGS, Setting, Support};
+use super::settings::{self, Group, Kind, SETTINGS, Setting, Support};
 use super::value::{Value, Variable};
 use crate::error::{Exit, StartError};
 
@@ -173,11 +173,10 @@ fn explain(error: &clap::Error, place: Place) -> StartError {
             if similar.len() > 1 {
                 (format!("option {name} is ambiguous"), format!("it could be {}", similar.join(" or ")))
             } else {
-                let hint = match context(ContextKind::SuggestedArg) {
-                    Some(suggestion) => {
-                        let suggestion = suggestion.split(' ').next().unwrap_or_default().to_owned();
-                        format!("did you mean {suggestion}?")
-                    }
+                let hint = match settings::similar_option(&name) {
+                    // What other servers have.
+                    _ if ["--host", "--port"].contains(&&*name) => "write --bind HOST:PORT".to_owned(),
+                    Some(similar) => format!("did you mean {similar}?"),
                     None => "`ringhorn --help` lists the options".to_owned(),
                 };
                 (format!("unknown option {name}"), hint)
@@ -306,6 +305,8 @@ mod tests {
             "error: unknown option --wrokers\n  from: the command line\n  hint: did you mean --workers?"
         );
         assert!(refused("--graceful-timout 4").to_string().contains("did you mean --graceful-timeout?"));
+        assert!(refused("--evn A=1").to_string().contains("did you mean --env?"));
+        assert!(refused("--port 80").to_string().contains("write --bind HOST:PORT"));
         assert!(refused("--zzz").to_string().contains("ringhorn --help"));
         assert!(refused("-Z").to_string().contains("unknown option -Z"));
     }

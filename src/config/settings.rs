@@ -855,6 +855,47 @@ pub static SETTINGS: &[Setting] = &[
         int(2),
         "Seconds for a client to take the last bytes at a close",
     ),
+    setting(
+        Ringhorn,
+        "slow_request",
+        &["--slow-request"],
+        Seconds,
+        int(0),
+        "Age of a request that is logged with its stack; 0 = off",
+    ),
+    setting(
+        Ringhorn,
+        "drain_delay",
+        &["--drain-delay"],
+        Seconds,
+        int(0),
+        "Seconds the server still serves after TERM, not ready",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_memory",
+        &["--max-worker-memory"],
+        Bytes,
+        int(0),
+        "Resident bytes at which a worker is replaced; 0 = never",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_age",
+        &["--max-worker-age"],
+        Seconds,
+        int(0),
+        "Seconds after which a worker is replaced; 0 = never",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_age_jitter",
+        &["--max-worker-age-jitter"],
+        Seconds,
+        int(0),
+        "Random addition to max_worker_age, at most",
+    )
+    .rare(),
     // Hooks
     setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets"),
     setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on"),
@@ -1068,17 +1109,66 @@ pub fn index_of(name: &str) -> Option<usize> {
     SETTINGS.iter().position(|setting| setting.name == name)
 }
 
-/// The setting's name that `name` was probably meant to be.
+/// The setting's name that `name`, in a config file or a program, was probably meant to be.
 #[must_use]
 pub fn similar_to(name: &str) -> Option<&'static str> {
-    // Names in a config file are mostly the file's own variables; only a near miss is worth a word.
-    const NEAR: f64 = 0.84;
-    SETTINGS
-        .iter()
-        .map(|setting| (strsim::normalized_damerau_levenshtein(name, setting.name), setting.name))
-        .filter(|(likeness, _)| *likeness >= NEAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
+    // Names in a config file are mostly the file's own variables; only a near miss is worth a word. Shorter words
+    // have too many neighbours: `kind` is no slip of `bind`.
+    let misspelt = |setting: &&Setting| {
+        let most = match name.chars().count().max(setting.name.len()) {
+            ..=4 => usize::from(name.len() != setting.name.len() || same_letters(name, setting.name)),
+            5..=8 => 1,
+            _ => 2,
+        };
+        (1..=most).contains(&strsim::damerau_levenshtein(name, setting.name))
+    };
+    // The option's name in the setting's place: `preload` for `preload_app`. `env` and `pid` may well be variables.
+    let by_option = || {
+        let meant = |setting: &&Setting| {
+            name.len() > 4
+                && setting
+                    .flags
+                    .iter()
+                    .any(|flag| flag.strip_prefix("--").is_some_and(|flag| flag.replace('-', "_") == name))
+        };
+        SETTINGS.iter().find(meant)
+    };
+    by_option().or_else(|| nearest(name, misspelt)).map(|setting| setting.name)
+}
+
+/// The option that the option `name` was probably meant to be; both with their dashes.
+#[must_use]
+pub fn similar_option(name: &str) -> Option<&'static str> {
+    let word = name.strip_prefix("--")?;
+    // The setting's name in the option's place: `--loglevel` for `--log-level`.
+    if let Some(option) = index_of(&word.replace('-', "_")).and_then(|index| SETTINGS[index].option()) {
+        return Some(option);
+    }
+    let distance = |flag: &str| flag.strip_prefix("--").map(|flag| strsim::damerau_levenshtein(word, flag));
+    // Options that have an effect first, where two are equally near.
+    let most = |flag: &str| (word.chars().count().max(flag.len() - 2) / 4).max(1);
+    let flags = SETTINGS.iter().flat_map(|setting| setting.flags.iter().map(move |flag| (setting, *flag)));
+    flags
+        .filter_map(|(setting, flag)| Some((distance(flag)?, setting.support != Support::Honoured, flag)))
+        .filter(|(distance, _, flag)| *distance <= most(flag))
+        .min_by_key(|(distance, idle, _)| (*distance, *idle))
+        .map(|(_, _, flag)| flag)
+}
+
+/// The setting among those that `fits` which needs the fewest changes of letters.
+fn nearest(name: &str, fits: impl Fn(&&Setting) -> bool) -> Option<&'static Setting> {
+    SETTINGS.iter().filter(|setting| fits(setting)).min_by_key(|setting| {
+        (strsim::damerau_levenshtein(name, setting.name), setting.support != Support::Honoured)
+    })
+}
+
+fn same_letters(one: &str, other: &str) -> bool {
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    sorted(one) == sorted(other)
 }
 
 /// docs/settings.md, from the table.
@@ -1247,6 +1337,47 @@ mod tests {
         assert_eq!(similar_to("graceful_timout"), Some("graceful_timeout"));
         assert_eq!(similar_to("multiprocessing"), None);
         assert_eq!(similar_to("cores"), None);
+        for (slip, meant) in [
+            ("bnid", "bind"),
+            ("binds", "bind"),
+            ("log_level", "loglevel"),
+            ("keep_alive", "keepalive"),
+            ("thread", "threads"),
+            ("wokrers", "workers"),
+            ("acces_log_fromat", "access_log_format"),
+            ("preload", "preload_app"),
+            ("log_file", "errorlog"),
+        ] {
+            assert_eq!(similar_to(slip), Some(meant), "{slip}");
+        }
+        for own in
+            ["kind", "spec", "name", "env", "pid", "markers", "os", "host", "port", "timers", "x", "paths"]
+        {
+            assert_eq!(similar_to(own), None, "{own}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_an_option_is_recognised_and_nothing_is_made_up() {
+        for (slip, meant) in [
+            ("--bnd", "--bind"),
+            ("--pdi", "--pid"),
+            ("--evn", "--env"),
+            ("--nmae", "--name"),
+            ("--wrokers", "--workers"),
+            ("--loglevel", "--log-level"),
+            ("--pidfile", "--pid"),
+            ("--accesslog", "--access-logfile"),
+            ("--access_logfile", "--access-logfile"),
+            ("--access-log-format", "--access-logformat"),
+            ("--graceful-timout", "--graceful-timeout"),
+            ("--reuseport", "--reuse-port"),
+        ] {
+            assert_eq!(similar_option(slip), Some(meant), "{slip}");
+        }
+        for other in ["--zzz", "--prt", "--ssl", "--cpu", "-Q", "--verbose", ""] {
+            assert_eq!(similar_option(other), None, "{other}");
+        }
     }
 
     const GUNICORN: &str = "config wsgi_app bind backlog workers worker_class threads worker_connections \

@@ -30,4 +30,4 @@ pub use head::{Field, Framing, Head, Scheme, Span, Version, relax};
 pub use policy::{HeaderMap, Policy};
 pub use proxy::{PROXY_BYTES_MAX, ProxyInfo, ProxyMode, parse_proxy};
 pub use refusal::Refusal;
-pub use response::{CONTINUE, Encoder, End, Piece, ResponseError, error_page, reason};
+pub use response::{CONTINUE, EARLY_HINTS, Encoder, End, Piece, ResponseError, error_page, hint, reason};

@@ -12,6 +12,35 @@ use crate::limits::RESPONSE_FIELDS_BYTES_MAX;
 /// The interim response to a client that waits with its body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+/// The beginning of an interim response with hints (RFC 8297). [`hint`] adds its fields, and an empty line ends it.
+pub const EARLY_HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\n";
+
+/// Appends a field of an interim response to `out`. What concerns only this connection, or the length of a body
+/// that an interim response does not have, is left out.
+///
+/// # Errors
+/// [`ResponseError::FieldName`], [`ResponseError::FieldValue`], [`ResponseError::TooLarge`].
+pub fn hint(name: &[u8], value: &[u8], out: &mut Vec<u8>) -> Result<(), ResponseError> {
+    if !scan::is_token(name) {
+        return Err(ResponseError::FieldName);
+    }
+    if !scan::is_text(value) {
+        return Err(ResponseError::FieldValue);
+    }
+    let ours = [&b"content-length"[..], b"connection"].into_iter().any(|own| name.eq_ignore_ascii_case(own));
+    if ours || is_hop_by_hop(name) {
+        return Ok(());
+    }
+    let value = scan::trim(value);
+    if out.len() + name.len() + value.len() + 4 > RESPONSE_FIELDS_BYTES_MAX {
+        return Err(ResponseError::TooLarge);
+    }
+    for part in [name, b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+    Ok(())
+}
+
 /// Bytes of the lines that [`Encoder::begin`] adds to status and fields, at most.
 const OWN_LINES_BYTES_MAX: usize = 160;
 
@@ -392,6 +421,13 @@ impl Encoder {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.head_sent && matches!(self.delimiter, Delimiter::Length(0))
+    }
+
+    /// Whether an interim response may still be sent: the head is not, and the client knows of such (RFC 9110
+    /// section 15.2).
+    #[must_use]
+    pub fn takes_interim(&self) -> bool {
+        !self.head_sent && self.version == Version::Http11
     }
 
     /// The status code; 0 before [`Self::start`].

@@ -64,7 +64,7 @@ impl Server {
                 1 => Some(Stop::Leave),
                 _ => Some(Stop::Quick),
             };
-            io.run(&order, &|_, _| ()).unwrap();
+            io.run(&order, &mut |_, _| ()).unwrap();
             tasks.clear();
         });
         let waker = receive.recv().unwrap();
@@ -454,5 +454,26 @@ fn a_worker_that_leaves_gives_the_answers_it_owes() {
         server.order(1);
         let got = read_all(&mut stream);
         assert!(got.contains("Connection: close\r\n") && got.ends_with("bye\n"), "{got}");
+    });
+}
+
+/// Settings that forgive old clients work on each head's bytes before it is parsed.
+#[test]
+fn pipelined_heads_are_each_forgiven() {
+    on_both(|io| {
+        let policy = crate::http::Policy { strip_header_spaces: true, ..crate::http::Policy::default() };
+        let server = Server::start_with(io, Rules { policy, ..rules() }, |_| echo);
+        let get = |n| format!("GET /{n} HTTP/1.1\r\nHost : a\r\n\r\n");
+        let put = "PUT /2 HTTP/1.1\r\nHost : a\r\nTransfer-Encoding : chunked\r\n\r\n4\r\na : \r\n0\r\n\r\n";
+        let all = [&get(1), put, &get(3), &get(4)].concat();
+        for split in 1..all.len() {
+            let mut stream = server.connect();
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(&all.as_bytes()[..split]).unwrap();
+            stream.write_all(&all.as_bytes()[split..]).unwrap();
+            let got = read_until(&mut stream, "GET /4 0\n");
+            assert!(got.contains("PUT /2 4\n"), "split at {split}: {got}");
+            assert_eq!(got.matches("HTTP/1.1 200 OK").count(), 4, "split at {split}: {got}");
+        }
     });
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::io::Io;
+use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
@@ -49,6 +50,8 @@ struct Server {
 
 pub(super) fn rules() -> Rules {
     Rules {
+        patience: Patience::ENDLESS,
+        keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
         proxy_mode: ProxyMode::Off,
@@ -105,7 +108,7 @@ impl Server {
                     1 => Some(Stop::Leave),
                     _ => Some(Stop::Quick),
                 };
-                io.run(&order, &|_, _| ()).unwrap();
+                io.run(&order, &mut |_, _| ()).unwrap();
                 pool.close();
             })
         };
@@ -673,5 +676,24 @@ fn a_reset_while_a_request_is_in_hand_disturbs_nobody() {
             drop(stream);
         }
         assert!(server.exchange(get("/here").as_bytes()).ends_with("GET /here 0\n"));
+    });
+}
+
+/// Of what an old client is forgiven, the head behind a body that nobody had read was forgiven nothing.
+#[test]
+fn a_head_behind_a_dropped_body_is_forgiven_as_any_other() {
+    on_both(|io| {
+        let policy = Policy { strip_header_spaces: true, ..Policy::default() };
+        let forgiving = Rules { policy, body_buffer_bytes: 10, ..rules() };
+        let server = Server::start(io, 1, forgiving, |exchange| answer(exchange, b"answered\n"));
+        let mut stream = server.connect();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n").unwrap();
+        // More than is gathered before the application is called: the rest is dropped after its answer.
+        stream.write_all(&[b'x'; 50]).unwrap();
+        read_until(&mut stream, "answered\n");
+        let next = [&[b'x'; 50][..], b"GET /next HTTP/1.1\r\nHost : a\r\nConnection: close\r\n\r\n"].concat();
+        stream.write_all(&next).unwrap();
+        let got = read_all(&mut stream);
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
     });
 }

@@ -23,10 +23,11 @@ use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
+use super::stacks::Stacks;
 use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
-use crate::http::Version;
+use crate::http::{EARLY_HINTS, Version, hint};
 use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
@@ -41,10 +42,12 @@ pub(super) struct Wsgi {
     errors: Py<PyAny>,
     /// `pre_request` and `post_request`, when one of them is set.
     hooks: Option<RequestHooks>,
+    stacks: Stacks,
 }
 
 impl Wsgi {
     pub(super) fn new(
+        stacks: Stacks,
         application: Py<PyAny>,
         multithread: bool,
         multiprocess: bool,
@@ -52,7 +55,7 @@ impl Wsgi {
         errors: Py<PyAny>,
         hooks: Option<RequestHooks>,
     ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors, hooks }
+        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks }
     }
 
     /// The part of the environ that is the same for every request on a listener.
@@ -67,6 +70,7 @@ impl Wsgi {
         environ.set_item(intern!(py, "wsgi.run_once"), false)?;
         environ.set_item(intern!(py, "wsgi.file_wrapper"), py.get_type::<FileWrapper>())?;
         environ.set_item(intern!(py, "wsgi.input_terminated"), true)?;
+        environ.set_item(intern!(py, "wsgi.early_hints"), py.None())?;
         environ.set_item(intern!(py, "SERVER_SOFTWARE"), concat!("ringhorn/", env!("CARGO_PKG_VERSION")))?;
         environ.set_item(intern!(py, "SERVER_NAME"), &listener.name)?;
         environ.set_item(intern!(py, "SERVER_PORT"), &listener.port)?;
@@ -104,6 +108,10 @@ impl Application for Wsgi {
             Ok(mut runner) => body(&mut runner),
             Err(error) => error!("cannot start a runner: {error}"),
         });
+    }
+
+    fn stacks(&self, thread: Option<u64>) -> Option<String> {
+        self.stacks.show(thread)
     }
 }
 
@@ -154,24 +162,31 @@ struct Call {
 impl Call {
     /// Runs `act` on the reply in hand.
     fn with<R>(&self, act: impl FnOnce(&mut Reply) -> PyResult<R>) -> PyResult<R> {
+        self.with_any(act).unwrap_or_else(|| {
+            Err(PyRuntimeError::new_err(
+                "start_response or write was called outside of its request (or from two threads at once)",
+            ))
+        })
+    }
+
+    /// Runs `act` on the reply in hand, if there is one.
+    fn with_any<R>(&self, act: impl FnOnce(&mut Reply) -> PyResult<R>) -> Option<PyResult<R>> {
         // Taken out for the time of use: a second thread of the application finds nothing, instead of the same
         // reply twice.
         let reply = self.reply.swap(std::ptr::null_mut(), Ordering::AcqRel);
         if reply.is_null() {
-            return Err(PyRuntimeError::new_err(
-                "start_response or write was called outside of its request (or from two threads at once)",
-            ));
+            return None;
         }
         if atfork::is_child() {
-            return Err(PyRuntimeError::new_err(
+            return Some(Err(PyRuntimeError::new_err(
                 "this process was forked by the application: it has no client",
-            ));
+            )));
         }
         // Put back also when `act` panics: the runner waits for it.
         let _lent = Lent { place: &self.reply, reply };
         // SAFETY: the runner put this pointer here in `lend`, and neither touches the reply nor returns before
         // `take_back` has it again; whoever swaps it out is the only one to have it.
-        act(unsafe { &mut *reply })
+        Some(act(unsafe { &mut *reply }))
     }
 
     /// Lets the application use the reply, until [`Call::take_back`].
@@ -226,6 +241,41 @@ impl Call {
             send_piece(py, reply, data, None, false)
         })
     }
+
+    /// `wsgi.early_hints(headers)`: sends a 103 with these (name, value) pairs at once (RFC 8297). As gunicorn's it
+    /// may be called several times, and does nothing for a client of HTTP/1.0 or once the answer has begun.
+    #[pyo3(signature = (headers, /))]
+    fn early_hints(&self, py: Python<'_>, headers: &Bound<'_, PyAny>) -> PyResult<()> {
+        if !self.with_any(|reply| Ok(reply.takes_interim())).transpose()?.unwrap_or(false) {
+            return Ok(());
+        }
+        // Before the reply is taken again: an iterable may run any Python.
+        let mut bytes = EARLY_HINTS.to_vec();
+        for pair in headers.try_iter()? {
+            let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair?.extract()?;
+            hint(text_or_bytes(&name)?, text_or_bytes(&value)?, &mut bytes)
+                .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        bytes.extend_from_slice(b"\r\n");
+        let sent = self.with_any(|reply| {
+            if reply.interim(&bytes) == Sent::Full {
+                detached(py, &mut || reply.wait());
+            }
+            Ok(())
+        });
+        sent.unwrap_or(Ok(()))
+    }
+}
+
+/// The bytes of a name or value of an early hint, which gunicorn takes as text and as bytes.
+fn text_or_bytes<'a>(object: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
+    if let Ok(bytes) = object.cast::<PyBytes>() {
+        return Ok(bytes.as_bytes());
+    }
+    let text = object.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!("an early hint must be str or bytes, not {}", type_name(object)))
+    })?;
+    latin1_bytes(text).ok_or_else(|| invalid("an early hint is not latin-1 text"))
 }
 
 fn begin(
@@ -426,19 +476,25 @@ fn regular_file(filelike: &Bound<'_, PyAny>) -> Option<(OwnedFd, u64, u64)> {
 struct Callables<'py> {
     call: Bound<'py, Call>,
     start_response: Bound<'py, PyAny>,
+    /// In the templates, so that it costs a request nothing.
+    early_hints: Bound<'py, PyAny>,
 }
 
 impl<'py> Callables<'py> {
     fn new(py: Python<'py>) -> PyResult<Self> {
         let call = Bound::new(py, Call { reply: AtomicPtr::new(std::ptr::null_mut()) })?;
         let start_response = call.getattr(intern!(py, "start_response"))?;
-        Ok(Self { call, start_response })
+        let early_hints = call.getattr(intern!(py, "early_hints"))?;
+        Ok(Self { call, start_response, early_hints })
     }
 
-    /// Whether the application let go of everything: the bound method is ours alone, and the object is ours and
-    /// the method's. A `write` that was kept holds the object.
-    fn is_unshared(&self) -> bool {
-        references(&self.start_response) == 1 && references(self.call.as_any()) == 2
+    /// Whether the application let go of everything: the bound methods are ours and those of so many templates
+    /// alone, and the object is ours and the methods'. A `write` that was kept holds the object, an environ that
+    /// was kept a method.
+    fn is_unshared(&self, templates: usize) -> bool {
+        references(&self.start_response) == 1
+            && references(&self.early_hints).unsigned_abs() == 1 + templates
+            && references(self.call.as_any()) == 3
     }
 }
 
@@ -515,6 +571,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         }
         let template = self.wsgi.template(self.py, listener)?;
         template.set_item(intern!(self.py, "wsgi.input"), &self.no_input)?;
+        template.set_item(intern!(self.py, "wsgi.early_hints"), &self.callables.early_hints)?;
         self.templates.push((at, template.clone()));
         Ok(template)
     }
@@ -756,9 +813,13 @@ impl Runner for WsgiRunner<'_, '_> {
                 exchange.reply.fail(500, "");
             }
         }
-        if !self.callables.is_unshared()
+        if !self.callables.is_unshared(self.templates.len())
             && let Ok(fresh) = Callables::new(py)
         {
+            // Listeners are few. One whose entry cannot be replaced, for lack of memory, makes its template anew.
+            let hints = &fresh.early_hints;
+            self.templates
+                .retain(|(_, template)| template.set_item(intern!(py, "wsgi.early_hints"), hints).is_ok());
             self.callables = fresh;
         }
         bury(py);

@@ -61,7 +61,7 @@ enum Next {
     Done,
     /// A head is not complete.
     Incomplete,
-    /// Enough is written for one send.
+    /// Enough is written for one send, or the bytes of the next head are to be forgiven something first.
     Full,
     /// A head is complete, of so many bytes, and its body is not.
     Body(usize),
@@ -279,7 +279,7 @@ impl Io {
             *begun += 1;
             inline.head.keep_alive &= rules.keep_alive;
             match inline.call(&rest[..length], body, &conn.link, None) {
-                Called::Keep if inline.out.len() < INLINE_OUT_BYTES => {}
+                Called::Keep if inline.out.len() < INLINE_OUT_BYTES && !rules.policy.is_relaxed() => {}
                 Called::Keep => break Next::Full,
                 Called::Close => break Next::Close,
                 Called::Deferred(waits) => break Next::Deferred(waits),
