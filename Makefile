@@ -93,6 +93,7 @@ lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
 	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
