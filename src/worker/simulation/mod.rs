@@ -15,6 +15,7 @@ mod client;
 mod oracle;
 mod plan;
 mod runners;
+mod steady;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -29,6 +30,7 @@ use self::client::Client;
 use self::plan::Plan;
 use self::plan::Script;
 use self::runners::Runners;
+pub use self::steady::Steady;
 use super::io::Io;
 use super::overdue::Patience;
 use super::pool::Pool;
