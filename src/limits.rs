@@ -89,6 +89,10 @@ pub const LOG_LINE_BYTES_MAX: usize = 64 * 1024;
 /// they are freed, so that a burst does not cost memory for ever.
 pub const SPARE_EXCHANGES_MAX: usize = 256;
 
+/// Requests that wait for runners above which a refused one is not queued for Python's access log. It holds its
+/// connection's descriptor while it waits.
+pub const REFUSED_WAITING_MAX: usize = 1024;
+
 /// Milliseconds between looks at the runners while requests wait (see `worker::pool`).
 pub const BATCH_CHECK_MS: u64 = 1;
 
@@ -122,9 +126,13 @@ pub const CLOSE_ENTRANCE_MS: u64 = 500;
 /// logs, rings.
 pub const DESCRIPTORS_RESERVED: usize = 256;
 
-/// Milliseconds that the access log has to be written when the worker leaves. A dead pipe costs lines, not
+/// Milliseconds that each log has to be written when its process ends. A dead pipe costs lines, not
 /// a hanging process.
 pub const LOG_FLUSH_MS: u64 = 1_000;
+
+/// Milliseconds after which the master offers lines of the error log again that a stalled pipe has not taken.
+pub const LOG_RETRY_MS: u64 = 500;
+
 /// Messages that wait for Python's `logging`; further ones are counted and lost.
 pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 

@@ -15,7 +15,8 @@ use super::pool::{Pool, Watch};
 use super::table::Table;
 use super::{Door, Rules, Stop};
 use crate::app::{
-    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
+    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
+    body_bytes, refusal,
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
@@ -398,7 +399,9 @@ impl Io {
                 self.set_deadline(token, self.rules.first_byte_ms);
                 self.consume_input(token);
             }
-            Err(refused) => self.refuse(token, &refused, false),
+            Err(refused) => {
+                self.refuse(token, &refused, false);
+            }
             Ok(None) => {}
         }
     }
@@ -483,9 +486,18 @@ impl Io {
                             return used;
                         }
                         Err(refused) => {
-                            let is_head = exchange.request.head.is_head;
-                            self.blank = Some(exchange);
-                            self.refuse(token, &refused, is_head);
+                            let head = &exchange.request.head;
+                            let is_head = head.is_head;
+                            if head.is_read && self.rules.timed {
+                                let last = head.fields.last().map_or(head.target, |field| field.value);
+                                let lines = rest.get(..last.end as usize).unwrap_or(rest);
+                                exchange.request.bytes.extend_from_slice(lines);
+                                exchange.request.received_ns = clock::monotonic_ns();
+                                self.refuse_read(token, &refused, exchange);
+                            } else {
+                                self.blank = Some(exchange);
+                                self.refuse(token, &refused, is_head);
+                            }
                             return data.len();
                         }
                     }
@@ -494,8 +506,7 @@ impl Io {
                     match gathering.decoder.decode(rest, &mut gathering.body) {
                         Ok(count) => used += count,
                         Err(refused) => {
-                            let is_head = gathering.exchange.request.head.is_head;
-                            self.refuse(token, &refused, is_head);
+                            self.refuse_gathering(token, &refused);
                             return data.len();
                         }
                     }
@@ -574,6 +585,10 @@ impl Io {
             if conn.link.say(CONTINUE) {
                 self.write(token);
             }
+        }
+        if self.rules.timed {
+            // If it comes to no application: from here on it counts.
+            exchange.request.received_ns = clock::monotonic_ns();
         }
         let Some(conn) = self.conns.get(token) else { return };
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
@@ -681,10 +696,9 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         conn.ended = true;
         match &conn.phase {
-            Phase::Body(gathering) => {
-                let is_head = gathering.exchange.request.head.is_head;
+            Phase::Body(_) => {
                 let refused = Refusal { status: 400, detail: BodyError::Truncated.to_string().into() };
-                self.refuse(token, &refused, is_head);
+                self.refuse_gathering(token, &refused);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::Truncated),
             // Half closed: the answer, and those to requests already received, still go out.
@@ -807,9 +821,12 @@ impl Io {
 
     /// Answers a request that no application sees, and ends the connection. To a HEAD request the page has no body
     /// (RFC 9110 section 9.3.2).
-    fn refuse(&mut self, token: Token, refused: &Refusal, is_head: bool) {
-        let Some(conn) = self.conns.get(token) else { return };
-        warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
+    ///
+    /// Returns the bytes of the page's body.
+    fn refuse(&mut self, token: Token, refused: &Refusal, is_head: bool) -> u64 {
+        let Some(conn) = self.conns.get(token) else { return 0 };
+        // gunicorn's words, which programs that ban addresses look for.
+        warn!("Invalid request from ip={}: {}", conn.link.peer().host(), refused.detail);
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
@@ -818,6 +835,36 @@ impl Io {
         conn.broken = true;
         conn.input = Vec::new();
         self.look(token);
+        body_bytes(&page)
+    }
+
+    /// Refuses a request whose head was read, and tells of it.
+    fn refuse_read(&mut self, token: Token, refused: &Refusal, exchange: Box<Exchange>) {
+        let Some(conn) = self.conns.get(token) else { return };
+        // The connection may be gone when it has been answered.
+        let link = Arc::clone(&conn.link);
+        let bytes = self.refuse(token, refused, exchange.request.head.is_head);
+        self.tell_of(exchange, link, refused.status, bytes);
+    }
+
+    /// Refuses a request whose body was being read.
+    fn refuse_gathering(&mut self, token: Token, refused: &Refusal) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if let Phase::Body(gathering) = std::mem::replace(&mut conn.phase, Phase::Head) {
+            self.refuse_read(token, refused, gathering.exchange);
+        }
+    }
+
+    /// Tells those who log of a request that no application sees.
+    fn tell_of(&mut self, mut exchange: Box<Exchange>, link: Arc<Link>, status: u16, body_bytes: u64) {
+        if !self.rules.timed {
+            exchange.clear();
+            self.blank = Some(exchange);
+            return;
+        }
+        exchange.begin(link);
+        exchange.reply.note_refusal(status, body_bytes);
+        self.batch.extend(self.pool.refused(exchange));
     }
 
     /// Sends the end of our stream and waits, bounded, for the client's.
@@ -840,6 +887,11 @@ impl Io {
     fn close(&mut self, token: Token) {
         let Some(conn) = self.conns.remove(token) else { return };
         self.driver.release(token, conn.link.socket());
+        if let Phase::Body(gathering) = conn.phase {
+            // The client reset the connection, or this worker has no time left: the one line of this request.
+            let status = if self.draining.is_some() { 503 } else { 400 };
+            self.tell_of(gathering.exchange, Arc::clone(&conn.link), status, 0);
+        }
         // A runner that waits for this client is let go; the descriptor closes with the last reference.
         conn.link.lose();
         if self.crowded && self.conns.len() < self.rules.connections_max && self.draining.is_none() {
@@ -903,10 +955,9 @@ impl Io {
                     false,
                 );
             }
-            Phase::Body(gathering) => {
-                let is_head = gathering.exchange.request.head.is_head;
+            Phase::Body(_) => {
                 let refused = Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() };
-                self.refuse(token, &refused, is_head);
+                self.refuse_gathering(token, &refused);
             }
             // The body is not what holds this up: the application has not asked for it, or has answered.
             Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {

@@ -26,7 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 use tracing::{debug, error, info, warn};
 
-use self::access::AccessLog;
+use self::access::{AccessLog, Recorder};
 use self::io::Io;
 use self::pool::Pool;
 use crate::app::{Application, Listener, Peer, Port};
@@ -260,7 +260,10 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let pool = Arc::new(Pool::new(context.settings.threads, access.clone()));
+    let pool = Arc::new(Pool::new(
+        context.settings.threads,
+        Recorder::new(access.clone(), context.settings.python_log),
+    ));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
         thread::Builder::new()
@@ -360,6 +363,8 @@ fn serve(
         access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
     ));
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(Port::new(waker.clone())));
+    // What was said until here is written; from here on nobody waits for that.
+    observe::allow_thread();
     io.open();
     context.set_ready();
     let requests_max = requests_max(&context.settings);

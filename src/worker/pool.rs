@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::access::AccessLog;
+use super::access::Recorder;
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
-use crate::observe::statsd::metrics;
+use crate::limits::{HEARTBEAT_MS, REFUSED_WAITING_MAX, SPARE_EXCHANGES_MAX};
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::signal;
@@ -72,7 +71,7 @@ struct Queue {
 pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
-    access: Option<Arc<AccessLog>>,
+    recorder: Recorder,
     left: std::sync::Condvar,
 }
 
@@ -93,7 +92,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool of at most `threads_max` runners (at least one).
     #[must_use]
-    pub(super) fn new(threads_max: usize, access: Option<Arc<AccessLog>>) -> Self {
+    pub(super) fn new(threads_max: usize, recorder: Recorder) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 ready: VecDeque::new(),
@@ -106,7 +105,7 @@ impl Pool {
                 alive: 0,
             }),
             threads_max: threads_max.max(1),
-            access,
+            recorder,
             left: std::sync::Condvar::new(),
         }
     }
@@ -132,6 +131,22 @@ impl Pool {
             seat.parker.unpark();
         }
         waiting
+    }
+
+    /// Tells of a request that was refused and is answered. Gives the exchange back when a runner has to hear of it,
+    /// too: as one of the next batch.
+    pub(super) fn refused(&self, mut exchange: Box<Exchange>) -> Option<Box<Exchange>> {
+        self.recorder.record(&exchange);
+        // A flood of refused requests while all runners are blocked costs access lines; the error log has them.
+        if self.recorder.needs_runner() && self.waiting() < REFUSED_WAITING_MAX {
+            return Some(exchange);
+        }
+        exchange.clear();
+        let mut queue = lock(&self.queue);
+        if queue.spare.len() < SPARE_EXCHANGES_MAX {
+            queue.spare.push(exchange);
+        }
+        None
     }
 
     /// Takes the next request, for runners that a simulation plays on its own thread.
@@ -241,6 +256,12 @@ impl Pool {
         let mut done = None;
         while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
             let Turn { mut exchange, taken, alone } = turn;
+            if exchange.reply.is_finished() {
+                runner.refused(&exchange);
+                exchange.clear();
+                done = Some(exchange);
+                continue;
+            }
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             seat.at_work.store(true, Ordering::Relaxed);
@@ -252,13 +273,7 @@ impl Pool {
                 exchange.reply.fail(500, "");
             }
             seat.at_work.store(false, Ordering::Relaxed);
-            if let Some(access) = &self.access {
-                access.record(&exchange);
-            }
-            if let Some(statsd) = metrics() {
-                let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
-                statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
-            }
+            self.recorder.record(&exchange);
             exchange.clear();
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
             done = Some(exchange);
@@ -407,7 +422,7 @@ mod tests {
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.
     #[test]
     fn a_runner_that_could_not_be_made_is_not_counted() {
-        let pool = Arc::new(Pool::new(2, None));
+        let pool = Arc::new(Pool::new(2, Recorder::default()));
         let app: Arc<dyn Application> = Arc::new(Barren);
         pool.spawn(&app);
         assert!(pool.join(Instant::now() + Duration::from_secs(5)), "somebody is missing");

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::access::Recorder;
 use super::io::Io;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
@@ -77,7 +78,7 @@ impl Server {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
-        let pool = Arc::new(Pool::new(threads, None));
+        let pool = Arc::new(Pool::new(threads, Recorder::default()));
         let stop = Arc::new(AtomicU8::new(0));
         let (send, receive) = mpsc::channel();
         let io_thread = {
