@@ -100,6 +100,26 @@ pub const BATCH_CHECK_MS: u64 = 1;
 /// ended without waking it.
 pub const HEARTBEAT_MS: u64 = 500;
 
+/// Requests in hand of one worker that the master can name in the log, the oldest ones.
+pub const IN_HAND_MAX: usize = 16;
+
+/// Bytes of the text of each of them: method, path and peer, cut.
+pub const IN_HAND_TEXT_BYTES: usize = 240;
+
+/// Milliseconds after which a request in hand is worth naming. All that is quicker costs nothing.
+pub const IN_HAND_PUBLISH_MS: u64 = 1_000;
+
+/// Bytes of a request's beginning that are kept beside its connection, to name it in the log when it takes too long.
+pub const REQUEST_LINE_NOTE_BYTES: usize = 120;
+const _: () = assert!(REQUEST_LINE_NOTE_BYTES <= u8::MAX as usize);
+
+/// Milliseconds that the interpreter is waited for, to show the stack of a request that takes too long. A thread that
+/// runs Python lets others in after 5.
+pub const STACK_PATIENCE_MS: u64 = 500;
+
+/// Stacks that wait to be shown; of further requests the log has a line without a stack.
+pub const REPORTS_WAITING_MAX: usize = 32;
+
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
@@ -110,6 +130,10 @@ pub const ACCEPT_WARN_MS: u64 = 10_000;
 /// Bytes read and dropped of a closed connection while it waits (`linger_timeout`) for the client to close
 /// too. Closing at once would reset the connection and may destroy the answer.
 pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Connections of a worker that wait at the same time for the client to close too; a further one takes the place
+/// of nobody and is closed at once. Each holds a descriptor for up to `linger_timeout`.
+pub const LINGERING_MAX: usize = 4096;
 
 /// Milliseconds that an idle connection stays open when its worker leaves, for a request that is already
 /// on its way.

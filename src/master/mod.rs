@@ -486,7 +486,9 @@ impl<'h> Master<'h> {
                     // After the death, before its meaning is decided: this worker, or another one,
                     // may have been ready since we last looked.
                     self.observe(now_ms);
-                    self.slots.ended(pid, ending, now_ms);
+                    if let Some(why) = self.slots.ended(pid, ending, now_ms) {
+                        self.shared.server().metrics().departures[why as usize].add(1);
+                    }
                     if self.next_master == Some(pid) {
                         self.next_master = None;
                     }
@@ -520,6 +522,7 @@ impl<'h> Master<'h> {
                 let seen = Seen {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
+                    stuck: record.is_stuck(),
                     heartbeat_ms: record.heartbeat_ms(),
                     changed_ms: record.changed_ms(),
                 };
@@ -534,6 +537,22 @@ impl<'h> Master<'h> {
         self.shared.record(*record)
     }
 
+    /// The log names the requests that a worker had in hand before it is killed, unless the worker did so itself.
+    fn tell_requests_of(&self, pid: Pid) {
+        let record = self.records.iter().find(|(owner, _)| *owner == pid);
+        let Some(page) = record.and_then(|(_, record)| self.shared.in_hand(*record)) else { return };
+        let published = page.published();
+        if published.is_empty() || page.set_told() {
+            return;
+        }
+        let now_ms = monotonic_ms();
+        for request in published {
+            let age = Duration::from_millis(now_ms.saturating_sub(request.begun_ms)).as_secs_f32();
+            let text: String = request.text.chars().filter(|letter| !letter.is_control()).collect();
+            error!("Worker (pid:{pid}) had in hand: {text}, {age:.1} s");
+        }
+    }
+
     /// Does what was decided, and what is decided meanwhile.
     fn act(&mut self) -> Option<Exit> {
         loop {
@@ -544,7 +563,12 @@ impl<'h> Master<'h> {
             for action in actions {
                 match action {
                     Action::Fork { slot } => self.fork_into(slot),
-                    Action::Kill { pid, signal } => kill(pid, signal),
+                    Action::Kill { pid, signal } => {
+                        if matches!(signal, Signal::ABORT | Signal::KILL) {
+                            self.tell_requests_of(pid);
+                        }
+                        kill(pid, signal);
+                    }
                     Action::Leave { pid, order } => {
                         if let Some(record) = self.record_of(pid) {
                             record.set_order(order);
@@ -561,10 +585,13 @@ impl<'h> Master<'h> {
                     Action::Upgrade => self.upgrade(),
                     Action::Steer { slots } => self.listeners.steer(slots),
                     Action::CloseSlot { slot } => self.listeners.close_slot(slot),
+                    Action::NotReady => self.shared.server().set_stopping(),
                     Action::StopListening => {
                         self.service.stopping(self.next_master);
-                        // A unix socket's file is the other master's, while there is one.
+                        // A unix socket's file is the other master's, while there is one. And a load balancer
+                        // that asks here shall go on sending clients, for the other master to serve.
                         if !self.slots.is_sharing() {
+                            self.shared.server().set_stopping();
                             self.listeners.unlink();
                         }
                     }
@@ -630,6 +657,7 @@ impl<'h> Master<'h> {
     /// HUP. Whatever is wrong with the new settings, the server goes on with the old ones.
     fn reload(&mut self) {
         info!("Hang up: {NAME}");
+        self.shared.server().metrics().reloads.add(1);
         self.service.reloading();
         observe::reopen();
         if let Err(error) = self.try_reload() {
@@ -785,12 +813,19 @@ impl<'h> Master<'h> {
             self.slots.fork_failed(slot, monotonic_ms());
             return self.abandon(&error);
         }
-        let free = self.shared.records().iter().position(|record| record.state() == WorkerState::Empty);
+        let number = u32::try_from(slot).unwrap_or(u32::MAX);
+        let free = self.shared.free_record(number);
         let Some((index, record)) = free.and_then(|index| Some((index, self.shared.record(index)?))) else {
             error!("cannot fork a worker: too many are still leaving");
             return self.slots.fork_failed(slot, monotonic_ms());
         };
-        record.reset(u32::try_from(slot).unwrap_or(u32::MAX));
+        record.reset(number);
+        if let Some(in_hand) = self.shared.in_hand(index) {
+            in_hand.reset();
+        }
+        if let Some(metrics) = self.shared.metrics(index) {
+            metrics.begin();
+        }
         self.age += 1;
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
@@ -817,6 +852,7 @@ impl<'h> Master<'h> {
                 self.host.forked(pid);
                 record.set_pid(pid.as_raw_nonzero().get().unsigned_abs());
                 self.records.push((pid, index));
+                self.shared.server().metrics().forks.add(1);
                 self.slots.forked(slot, pid, monotonic_ms());
             }
             Err(error) => {
@@ -964,6 +1000,7 @@ fn rules(settings: &Settings) -> Rules {
         workers: settings.workers,
         timeout_ms: milliseconds(settings.timeout),
         graceful_ms: milliseconds(settings.graceful_timeout),
+        drain_ms: milliseconds(settings.drain_delay),
         daemon: settings.daemon,
     }
 }
@@ -1050,6 +1087,12 @@ fn log(note: &Note) {
         Note::Handling(signal) => {
             let name = signal::name(signal.as_raw());
             info!("Handling signal: {}", name.trim_start_matches("SIG").to_lowercase());
+        }
+        Note::Drains { delay_ms } => {
+            let seconds = Duration::from_millis(*delay_ms).as_secs_f32();
+            info!(
+                "Not ready from now on; the stop begins in {seconds:.1} s (drain_delay), or with another TERM"
+            );
         }
         Note::Ignored(signal, why) => warn!("{} has no effect: {why}", signal::name(signal.as_raw())),
         Note::GenerationDropped { pid } => {

@@ -7,6 +7,7 @@
 
 use crate::error::Exit;
 use crate::limits::WORKERS_MAX;
+use crate::sys::metrics::Departure;
 use crate::sys::process::{Ending, Pid};
 use crate::sys::shared::Order;
 use crate::sys::signal::Signal;
@@ -40,6 +41,8 @@ pub(super) struct Rules {
     pub(super) timeout_ms: u64,
     /// Time from a stop to SIGKILL, in ms.
     pub(super) graceful_ms: u64,
+    /// Time from TERM to the stop, in ms.
+    pub(super) drain_ms: u64,
     /// Whether the server is in the background: then WINCH is an operator's, not a terminal's.
     pub(super) daemon: bool,
 }
@@ -65,6 +68,8 @@ pub(super) enum Action {
     Steer { slots: usize },
     /// The last slot has no worker any more: close its listeners.
     CloseSlot { slot: usize },
+    /// The server stops in a while, and serves until then: load balancers are to send nobody any more.
+    NotReady,
     /// A stop begins: nobody new should find the way here (unix sockets are unlinked).
     StopListening,
     /// Write a line to the log.
@@ -78,6 +83,8 @@ pub(super) enum Action {
 pub(super) enum Note {
     /// A signal came.
     Handling(Signal),
+    /// The stop begins after `drain_delay`, which is this long.
+    Drains { delay_ms: u64 },
     /// A signal came that has no effect now; why.
     Ignored(Signal, &'static str),
     /// A worker ended; `sent` is the last signal it got from us.
@@ -103,6 +110,8 @@ pub(super) struct Seen {
     pub(super) ready: bool,
     /// It has answered `max_requests` and wants to be replaced.
     pub(super) spent: bool,
+    /// Its only runner is stuck in a request for longer than `timeout`.
+    pub(super) stuck: bool,
     /// When it last said that it is alive.
     pub(super) heartbeat_ms: u64,
     /// When a file of the application was changed last, as far as it knows; 0 = never.
@@ -130,6 +139,8 @@ pub(super) struct Slots {
     earlier: bool,
     /// WINCH: no workers until HUP.
     resting: bool,
+    /// TERM came, and the stop begins at this time (`drain_delay`).
+    stop_ms: Option<u64>,
     /// The master that USR2 started.
     next_master: Option<Pid>,
     /// This master was started by USR2, and the old one is still there.
@@ -198,6 +209,7 @@ impl Slots {
             fallback: None,
             earlier: false,
             resting: false,
+            stop_ms: None,
             next_master: None,
             junior,
             ready_once: false,
@@ -233,6 +245,7 @@ impl Slots {
             _ => None,
         };
         let retire = retire.filter(|_| running);
+        let deadline = deadline.or(self.stop_ms.filter(|_| running));
         due.chain(aborted).chain(watch).chain(retire).chain(leave).chain(deadline).min()
     }
 
@@ -307,9 +320,14 @@ impl Slots {
         let comes = seen.ready && !worker.seen.ready;
         worker.seen.ready |= seen.ready;
         worker.seen.spent |= seen.spent;
+        worker.seen.stuck = seen.stuck;
         worker.seen.heartbeat_ms = seen.heartbeat_ms;
         // Every worker that has the file says so, some of them late: one reload is enough for all.
-        if seen.changed_ms > self.asked_ms && self.phase == Phase::Running && !self.resting {
+        if seen.changed_ms > self.asked_ms
+            && self.phase == Phase::Running
+            && self.stop_ms.is_none()
+            && !self.resting
+        {
             self.asked_ms = now_ms.max(seen.changed_ms);
             self.actions.push(Action::Reload);
         }
@@ -337,15 +355,16 @@ impl Slots {
 
     /// A child has been reaped. All workers are to be [`observed`](Slots::observed) after that and
     /// before this call, so that a worker that was ready for a moment counts as one. Children that
-    /// are not ours are ignored: as process 1 the master inherits them.
-    pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now_ms: u64) {
+    /// are not ours are ignored: as process 1 the master inherits them. Returns why a worker has ended.
+    pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now_ms: u64) -> Option<Departure> {
         if self.next_master == Some(pid) {
             self.next_master = None;
             self.actions.push(Action::Log(Note::UpgradeEnded { pid, ending }));
-            return;
+            return None;
         }
-        let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
+        let index = self.workers.iter().position(|worker| worker.pid == pid)?;
         let worker = self.workers.remove(index);
+        let why = self.departure(&worker, ending);
         self.actions.push(Action::Log(Note::Ended { pid, ending, sent: worker.sent }));
         if self.phase == Phase::Running
             && !self.ready_once
@@ -369,6 +388,22 @@ impl Slots {
         } else {
             self.close_slots();
             self.finish_when_empty();
+        }
+        Some(why)
+    }
+
+    /// Why this worker has ended: what we did about it says more than its exit code.
+    fn departure(&self, worker: &Worker, ending: Ending) -> Departure {
+        match ending {
+            _ if self.phase != Phase::Running => Departure::Stop,
+            _ if worker.aborted_ms.is_some() => Departure::Timeout,
+            _ if worker.stays() && !worker.seen.ready => Departure::Boot,
+            Ending::Code(_) if worker.stays() => Departure::Exit,
+            Ending::Signal(_) if worker.stays() => Departure::Signal,
+            // Its successor is of a later generation, even when it had also answered enough.
+            _ if worker.generation != self.generation => Departure::Reload,
+            _ if worker.slot >= self.target || self.resting => Departure::Scale,
+            _ => Departure::Recycle,
         }
     }
 
@@ -402,8 +437,19 @@ impl Slots {
             Signal::WINCH if !self.rules.daemon => return,
             _ => self.actions.push(Action::Log(Note::Handling(signal))),
         }
+        let drains = self.stop_ms.is_some() && running;
         match signal {
+            // In an upgrade another master takes what load balancers send.
+            Signal::TERM if running && !drains && self.rules.drain_ms > 0 && !self.is_sharing() => {
+                self.stop_ms = Some(now_ms + self.rules.drain_ms);
+                self.actions.push(Action::NotReady);
+                self.actions.push(Action::Log(Note::Drains { delay_ms: self.rules.drain_ms }));
+            }
+            // The second one ends the delay.
             Signal::TERM if running => self.stop(Exit::Done, Signal::TERM, now_ms),
+            Signal::HUP | Signal::USR2 | Signal::TTIN | Signal::TTOU | Signal::WINCH if drains => {
+                self.ignore(signal, "the server is about to stop");
+            }
             Signal::INT | Signal::QUIT => match self.phase {
                 Phase::Running => self.stop(Exit::Done, Signal::QUIT, now_ms),
                 Phase::Stopping { exit, deadline_ms, expired } => {
@@ -519,6 +565,9 @@ impl Slots {
         }
         self.last_turn_ms = now_ms;
         match self.phase {
+            Phase::Running if self.stop_ms.is_some_and(|at_ms| now_ms >= at_ms) => {
+                self.stop(Exit::Done, Signal::TERM, now_ms);
+            }
             Phase::Running => {
                 self.retire_slots(now_ms);
                 self.fill(now_ms);
@@ -713,7 +762,7 @@ impl Slots {
                     self.actions.push(Action::Log(Note::OutOfTime { workers: 1 }));
                     send(&mut self.actions, worker, Signal::KILL);
                 }
-                (None, None) if watched && silent_ms > timeout_ms => {
+                (None, None) if watched && (silent_ms > timeout_ms || worker.seen.stuck) => {
                     worker.aborted_ms = Some(now_ms);
                     self.actions.push(Action::Log(Note::TimedOut { pid: worker.pid }));
                     send(&mut self.actions, worker, Signal::ABORT);
@@ -803,7 +852,8 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { workers: 2, timeout_ms: 5_000, graceful_ms: 30_000, daemon: false };
+    const RULES: Rules =
+        Rules { workers: 2, timeout_ms: 5_000, graceful_ms: 30_000, drain_ms: 0, daemon: false };
 
     impl Slots {
         /// The newest process of a slot.
@@ -827,6 +877,8 @@ mod tests {
         served: bool,
         /// What happened to generations, listeners and masters, in order.
         asked: Vec<Action>,
+        /// Why workers ended.
+        departures: Vec<Departure>,
     }
 
     impl World {
@@ -843,6 +895,7 @@ mod tests {
                 finished: None,
                 served: false,
                 asked: Vec::new(),
+                departures: Vec::new(),
             };
             world.pass(0);
             world
@@ -892,6 +945,7 @@ mod tests {
                         | Action::DropGeneration
                         | Action::ForgetEarlier
                         | Action::Upgrade
+                        | Action::NotReady
                         | Action::Steer { .. } => self.asked.push(action),
                         Action::StopListening => {
                             assert!(!self.stopping, "a stop begins once");
@@ -947,7 +1001,7 @@ mod tests {
             let pid = self.slots.pid(slot).unwrap();
             self.slots.observed(
                 pid,
-                Seen { ready: true, spent, heartbeat_ms: self.now_ms, changed_ms: 0 },
+                Seen { ready: true, spent, stuck: false, heartbeat_ms: self.now_ms, changed_ms: 0 },
                 self.now_ms,
             );
         }
@@ -978,7 +1032,8 @@ mod tests {
 
         fn end_pid(&mut self, pid: Pid, ending: Ending) {
             self.alive.retain(|other| *other != pid);
-            self.slots.ended(pid, ending, self.now_ms);
+            let why = self.slots.ended(pid, ending, self.now_ms);
+            self.departures.extend(why);
             self.act();
         }
 
@@ -1168,6 +1223,49 @@ mod tests {
         assert_eq!(world.killed.len(), 2, "a second TERM changes nothing");
     }
 
+    /// Load balancers take a while to notice that nobody should be sent here any more.
+    #[test]
+    fn term_with_a_delay_serves_on_replaces_the_dead_and_then_stops() {
+        let mut world = World::serving();
+        world.slots.rules.drain_ms = 10_000;
+        let pid = world.slots.pid(1).unwrap();
+        world.signal(Signal::TERM);
+        assert!(!world.stopping && world.asked.contains(&Action::NotReady));
+        assert_eq!(world.signals_to(pid), []);
+        world.end(0, Ending::Signal(9));
+        world.pass(1);
+        world.ready(0);
+        for signal in [Signal::HUP, Signal::USR2, Signal::TTIN, Signal::TTOU] {
+            let before = world.asked.len();
+            world.signal(signal);
+            assert_eq!(world.asked.len(), before, "{signal:?} changes a server that is about to stop");
+        }
+        world.carry_on(9_000);
+        assert!(!world.stopping);
+        world.carry_on(1_000);
+        assert!(world.stopping);
+        assert_eq!(world.signals_to(pid), [Signal::TERM]);
+        // graceful_timeout counts from here.
+        world.pass(29_000);
+        assert_eq!(world.signals_to(pid), [Signal::TERM]);
+        world.end(0, Ending::Code(0));
+        world.end(1, Ending::Code(0));
+        assert_eq!(world.finished, Some(Exit::Done));
+    }
+
+    #[test]
+    fn a_second_term_ends_the_delay_and_int_and_quit_know_none() {
+        for signals in [&[Signal::TERM, Signal::TERM][..], &[Signal::TERM, Signal::INT], &[Signal::QUIT]] {
+            let mut world = World::serving();
+            world.slots.rules.drain_ms = 10_000;
+            for signal in signals {
+                assert!(!world.stopping);
+                world.signal(*signal);
+            }
+            assert!(world.stopping, "{signals:?}");
+        }
+    }
+
     #[test]
     fn what_does_not_stop_in_graceful_timeout_is_killed() {
         let mut world = World::new(RULES);
@@ -1242,6 +1340,22 @@ mod tests {
         world.end(0, Ending::Signal(9));
         let told = Note::Ended { pid: silent, ending: Ending::Signal(9), sent: Some(Signal::KILL) };
         assert!(world.notes.contains(&told), "the log can tell our own kill from the kernel's");
+    }
+
+    /// Its I/O thread beats, and its only runner is stuck: as gunicorn's sync worker, it is ended.
+    #[test]
+    fn a_stuck_worker_is_aborted_and_killed_though_it_beats() {
+        for (timeout_ms, wanted) in [(5_000, vec![Signal::ABORT, Signal::KILL]), (0, vec![])] {
+            let mut world = World::serving();
+            world.slots.rules.timeout_ms = timeout_ms;
+            let pid = world.slots.pid(0).unwrap();
+            for _ in 0..3 {
+                let seen = Seen { ready: true, stuck: true, heartbeat_ms: world.now_ms, ..Seen::default() };
+                world.slots.observed(pid, seen, world.now_ms);
+                world.pass(ABORT_MS);
+            }
+            assert_eq!(world.signals_to(pid), wanted);
+        }
     }
 
     #[test]
@@ -1405,6 +1519,46 @@ mod tests {
     }
 
     // ---- max_requests ------------------------------------------------------------------------
+
+    /// The metrics tell why workers were replaced; a deploy must not look like a crash.
+    #[test]
+    fn every_end_of_a_worker_has_its_reason() {
+        let mut world = World::serving();
+        world.end(0, Ending::Signal(libc::SIGSEGV));
+        world.pass(0);
+        world.end(0, Ending::Code(1));
+        world.pass(BACK_OFF_FIRST_MS);
+        world.ready(0);
+        world.end(1, Ending::Code(0));
+        world.pass(0);
+        world.ready(1);
+        assert_eq!(world.departures, [Departure::Signal, Departure::Boot, Departure::Exit]);
+        world.departures.clear();
+        // Silent.
+        world.live(RULES.timeout_ms + WATCH_MS + 1, &[1]);
+        world.end(0, Ending::Signal(libc::SIGABRT));
+        world.pass(BACK_OFF_FIRST_MS);
+        world.ready(0);
+        // Spent, then fewer, then a new generation.
+        let old = world.slots.pid(0).unwrap();
+        world.see(0, true);
+        world.pass(0);
+        world.ready(0);
+        world.end_pid(old, Ending::Code(0));
+        world.signal(Signal::TTOU);
+        world.carry_on(SETTLE_MS);
+        world.end(1, Ending::Code(0));
+        let old = world.slots.pid(0).unwrap();
+        world.reload(1);
+        world.ready(0);
+        world.end_pid(old, Ending::Code(0));
+        world.signal(Signal::TERM);
+        world.end(0, Ending::Code(0));
+        assert_eq!(
+            world.departures,
+            [Departure::Timeout, Departure::Recycle, Departure::Scale, Departure::Reload, Departure::Stop]
+        );
+    }
 
     /// Promise 6: the replacement is there before the old worker leaves, and not all go together.
     #[test]

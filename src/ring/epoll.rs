@@ -36,6 +36,7 @@ mod op {
     pub(super) const CONNECTION: u8 = 0;
     pub(super) const LISTENER: u8 = 1;
     pub(super) const WAKE: u8 = 2;
+    pub(super) const WATCH: u8 = 3;
 }
 
 /// One connection slot.
@@ -70,6 +71,8 @@ pub(super) struct Epoll {
     /// Slots that had bytes when no buffer was free. They are taken out of the epoll set, or the
     /// kernel would report them again at once, for ever.
     starved: VecDeque<u32>,
+    /// Connections given up, to be told in the next turn.
+    detached: Vec<Token>,
     reports: Vec<epoll::Event>,
     now_ms: u64,
 }
@@ -95,6 +98,7 @@ impl Epoll {
             slots: Vec::new(),
             listeners: Vec::new(),
             starved: VecDeque::new(),
+            detached: Vec::new(),
             reports: Vec::with_capacity(REPORTS),
             now_ms: monotonic_ms(),
         })
@@ -314,8 +318,24 @@ impl Driver for Epoll {
         let _ = socket.shutdown_both();
     }
 
+    fn detach(&mut self, token: Token, _socket: &Socket) {
+        // Nothing was taken off the socket that was not delivered.
+        if self.known(token).is_some() {
+            self.forget(token.slot);
+        }
+        self.detached.push(token);
+    }
+
+    fn watch(&mut self, fd: RawFd) -> io::Result<()> {
+        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        let key = pack(op::WATCH, Token { slot: 0, generation: 0 });
+        epoll_control(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, events, key)
+    }
+
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.feed(events);
+        let timeout = if self.detached.is_empty() { timeout } else { Some(Duration::ZERO) };
+        events.extend(self.detached.drain(..).map(|token| Event::Detached { token }));
         // The kernel counts whole milliseconds here; rounding down would turn the last one of each
         // wait into a busy loop.
         let timeout = timeout.map(|timeout| {
@@ -338,6 +358,7 @@ impl Driver for Epoll {
             match op {
                 op::CONNECTION => self.ready(token, flags.bits(), events),
                 op::LISTENER => self.accept_ready(token.slot as usize, events),
+                op::WATCH => events.push(Event::Readable),
                 _ => {
                     self.waker.taken();
                     events.push(Event::Woken);

@@ -86,6 +86,13 @@ pub enum Event {
         /// Whose.
         token: Token,
     },
+    /// After [`Driver::detach`]: nothing of this token comes any more, and the socket is only its owner's.
+    Detached {
+        /// Whose.
+        token: Token,
+    },
+    /// The descriptor given to [`Driver::watch`] has become readable.
+    Readable,
     /// A [`Waker`] was used, or a signal arrived.
     Woken,
 }
@@ -132,6 +139,21 @@ pub trait Driver {
     /// shut down (the peer sees the end at once) and the backend keeps no reference. The descriptor
     /// itself closes when the last owner of the socket drops it.
     fn release(&mut self, token: Token, socket: &Socket);
+
+    /// Gives the connection up and leaves it open: bytes that the backend has already taken off the socket are
+    /// still delivered, then [`Event::Detached`], and from there on the backend keeps no reference. So the
+    /// socket can go to another process, together with the bytes, and none is lost or read twice. Until then
+    /// nothing else is asked for this token, but for [`Driver::release`], after which the event may not come.
+    /// After it the same token may be used again, for the same socket.
+    fn detach(&mut self, token: Token, socket: &Socket);
+
+    /// Asks for an [`Event::Readable`] each time something arrives at this descriptor: one for each driver, open
+    /// as long as it. Whoever gets the event reads until nothing is left; more events may come than there is
+    /// to read.
+    ///
+    /// # Errors
+    /// What the kernel refuses at once.
+    fn watch(&mut self, fd: std::os::fd::RawFd) -> io::Result<()>;
 
     /// Submits what was asked for, waits until something happened or `timeout` passed, and appends
     /// the events. `None` waits without limit. `EINTR` counts as [`Event::Woken`].

@@ -289,6 +289,8 @@ struct Slot {
     user: Option<(Token, SharedWire)>,
     receiving: bool,
     writable: bool,
+    /// Given up; what a ring may have taken off the socket by then is still to be delivered.
+    detaching: bool,
 }
 
 /// The simulated driver.
@@ -299,6 +301,8 @@ pub struct Sim {
     pool: Rc<Pool>,
     listeners: Vec<Option<Accepting>>,
     slots: Vec<Slot>,
+    /// Connections given up that had no slot.
+    detached: Vec<Token>,
     now_ms: u64,
 }
 
@@ -320,6 +324,7 @@ impl Sim {
             pool: Pool::new(BUFFERS, RECV_BUFFER_BYTES)?,
             listeners: Vec::new(),
             slots: Vec::new(),
+            detached: Vec::new(),
             now_ms,
         };
         Ok((sim, network))
@@ -344,7 +349,7 @@ impl Sim {
         }
         if self.known(token).is_none() {
             let user = Some((token, Arc::clone(&half.wire)));
-            self.slots[index] = Slot { user, receiving: false, writable: false };
+            self.slots[index] = Slot { user, ..Slot::default() };
         }
         Ok(&mut self.slots[index])
     }
@@ -391,6 +396,11 @@ impl Sim {
         let slot = &mut self.slots[index];
         let Some((token, wire)) = &slot.user else { return };
         let token = *token;
+        if slot.detaching && self.dice.one_in(2) {
+            events.push(Event::Detached { token });
+            *slot = Slot::default();
+            return;
+        }
         let mut wire = lock(wire);
         let room = wire.to_client.len() < WINDOW_BYTES || wire.reset || wire.server_ended;
         if slot.writable && room {
@@ -475,11 +485,27 @@ impl Driver for Sim {
         }
     }
 
+    fn detach(&mut self, token: Token, _socket: &Socket) {
+        match self.known(token) {
+            Some(slot) => (slot.writable, slot.detaching) = (false, true),
+            None => self.detached.push(token),
+        }
+    }
+
+    fn watch(&mut self, _fd: RawFd) -> io::Result<()> {
+        Ok(())
+    }
+
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        events.extend(self.detached.drain(..).map(|token| Event::Detached { token }));
         self.happen(true, events);
         if events.len() == before {
             self.happen(false, events);
+        }
+        if events.len() == before && self.slots.iter().any(|slot| slot.detaching) {
+            // The last report of a cancelled receive needs no time.
+            return Ok(());
         }
         if events.len() == before {
             match timeout {

@@ -312,6 +312,104 @@ fn what_is_sent_while_paused_comes_after_the_pause() {
     });
 }
 
+/// Reads a connection in this many hands, one after the other: each gives it up in the middle of the stream.
+#[test]
+fn a_connection_given_up_at_any_moment_loses_no_byte_and_stays_open() {
+    on_both(|io, mut bench| {
+        let (mut other, _) =
+            open(io).map(|(driver, choice)| (Bench { driver, events: Vec::new() }, choice)).unwrap();
+        let (mut peer, socket) = tcp_pair();
+        let sent: Vec<u8> = (0..200_000u32).map(|at| (at % 251) as u8).collect();
+        let copy = sent.clone();
+        let writer = std::thread::spawn(move || peer.write_all(&copy).map(|()| peer).unwrap());
+        let mut got = Vec::new();
+        let mut round = 0u32;
+        let end = Instant::now() + LIMIT;
+        while got.len() < sent.len() {
+            assert!(Instant::now() < end, "{} of {} bytes", got.len(), sent.len());
+            round += 1;
+            let whose = Token { slot: round % 7, generation: 0 };
+            bench.driver.receive(whose, &socket).unwrap();
+            for _ in 0..round % 3 {
+                bench.driver.turn(Some(Duration::from_millis(1)), &mut bench.events).unwrap();
+            }
+            bench.driver.detach(whose, &socket);
+            bench.until(|events| {
+                let at = events
+                    .iter()
+                    .position(|event| matches!(event, Event::Detached { token } if *token == whose))?;
+                for event in events.drain(..=at) {
+                    if let Event::Received { token, bytes } = event {
+                        assert_eq!(token, whose);
+                        got.extend_from_slice(&bytes);
+                    }
+                }
+                Some(())
+            });
+            assert!(bench.events.is_empty(), "{:?}", bench.events);
+            std::mem::swap(&mut bench, &mut other);
+        }
+        assert!(got == sent);
+        // Neither direction was shut down.
+        assert_eq!(socket.send(&[IoSlice::new(b"still here")]).unwrap(), 10);
+        let mut peer = writer.join().unwrap();
+        peer.read_exact(&mut [0; 10]).unwrap();
+        drop(peer);
+        bench.driver.receive(token(0), &socket).unwrap();
+        bench.ended(token(0));
+    });
+}
+
+#[test]
+fn giving_up_tells_once_whatever_the_connection_was_doing() {
+    on_both(|_, mut bench| {
+        let detached = |bench: &mut Bench, whose: Token| {
+            bench.until(|events| {
+                take_event(events, |event| matches!(event, Event::Detached { token } if *token == whose))
+            });
+            bench.settle();
+            assert!(bench.events.is_empty(), "{:?}", bench.events);
+        };
+        let (mut peer, socket) = unix_pair();
+        // Never seen before; between two requests; paused; its stream ended.
+        bench.driver.detach(token(0), &socket);
+        detached(&mut bench, token(0));
+        bench.driver.receive(token(0), &socket).unwrap();
+        bench.settle();
+        bench.driver.detach(token(0), &socket);
+        detached(&mut bench, token(0));
+        bench.driver.receive(token(0), &socket).unwrap();
+        bench.driver.pause(token(0), &socket);
+        bench.driver.detach(token(0), &socket);
+        detached(&mut bench, token(0));
+        peer.write_all(b"x").unwrap();
+        bench.settle();
+        assert!(bench.events.is_empty(), "nobody reads: {:?}", bench.events);
+        bench.driver.receive(token(0), &socket).unwrap();
+        assert_eq!(bench.bytes(token(0), 1), b"x");
+        drop(peer);
+        bench.ended(token(0));
+        bench.driver.detach(token(0), &socket);
+        detached(&mut bench, token(0));
+    });
+}
+
+#[test]
+fn a_watched_descriptor_tells_of_each_arrival() {
+    on_both(|_, mut bench| {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        bench.driver.watch(ours.as_raw_fd()).unwrap();
+        for _ in 0..3 {
+            bench.settle();
+            bench.events.retain(|event| !matches!(event, Event::Readable));
+            peer.write_all(b"x").unwrap();
+            bench.until(|events| take_event(events, |event| matches!(event, Event::Readable)));
+            (&ours).read_exact(&mut [0]).unwrap();
+        }
+    });
+}
+
 /// The pause and the bytes race in every combination; none may be lost, doubled or out of order.
 #[test]
 fn pausing_and_resuming_all_the_time_loses_no_byte() {

@@ -60,6 +60,7 @@ mod op {
     pub(super) const CANCEL_ACCEPT: u8 = 6;
     /// Of something that nobody waits for any more.
     pub(super) const CANCEL_STALE: u8 = 7;
+    pub(super) const WATCH: u8 = 8;
 }
 
 /// Sizes of a ring.
@@ -104,6 +105,8 @@ struct Slot {
     receive: Armed,
     writable_wanted: bool,
     writable_armed: bool,
+    /// Given up, and to be told so once the kernel has nothing of it any more.
+    detaching: bool,
     /// In `changed`. This and `starved` belong to the lists and not to the generation, so that a
     /// slot is never in a list twice and the lists are never longer than the table.
     changed: bool,
@@ -138,6 +141,10 @@ struct State {
     buffers: BufferRing,
     waker: Waker,
     wake_armed: bool,
+    /// What [`Driver::watch`] was given, and whether the kernel watches it.
+    watched: Option<(RawFd, bool)>,
+    /// Connections given up that the kernel had nothing of, to be told in this turn.
+    detached: Vec<Token>,
     slots: Vec<Slot>,
     listeners: Vec<Listener>,
     /// Slots whose wishes may differ from what the kernel has.
@@ -188,6 +195,8 @@ impl Uring {
                 buffers,
                 waker,
                 wake_armed: false,
+                watched: None,
+                detached: Vec::new(),
                 slots: Vec::new(),
                 listeners: Vec::new(),
                 changed: Vec::new(),
@@ -222,6 +231,13 @@ impl Uring {
             let poll = opcode::PollAdd::new(Fd(state.waker.fd()), libc::POLLIN as u32).multi(true);
             push(&mut queue, &poll.build().user_data(pack(op::WAKE, Token { slot: 0, generation: 0 })));
             state.wake_armed = true;
+        }
+        if let Some((fd, armed @ false)) = &mut state.watched
+            && room(&mut queue, 1)
+        {
+            let poll = opcode::PollAdd::new(Fd(*fd), libc::POLLIN as u32).multi(true);
+            push(&mut queue, &poll.build().user_data(pack(op::WATCH, Token { slot: 0, generation: 0 })));
+            *armed = true;
         }
         while room(&mut queue, 1) {
             let Some(key) = state.cancels.pop() else { break };
@@ -374,6 +390,19 @@ impl State {
             push(queue, &poll.build().user_data(pack(op::WRITABLE, token)));
             slot.writable_armed = true;
         }
+        if self.detach(token) {
+            self.detached.push(token);
+        }
+    }
+
+    /// Ends the use of a slot that is given up, if the kernel has nothing of its receive. Returns whether.
+    fn detach(&mut self, token: Token) -> bool {
+        let slot = &self.slots[token.slot as usize];
+        let done = slot.detaching && slot.receive == Armed::No;
+        if done {
+            self.forget(token.slot, false);
+        }
+        done
     }
 
     fn submit_listener(&mut self, index: u32, queue: &mut squeue::SubmissionQueue<'_>) {
@@ -423,6 +452,12 @@ impl State {
                 self.waker.taken();
                 events.push(Event::Woken);
             }
+            op::WATCH => {
+                if let Some((_, armed)) = &mut self.watched {
+                    *armed = more;
+                }
+                events.push(Event::Readable);
+            }
             // A cancellation that worked reports nothing. One that did not find its operation, or
             // found it busy, has usually been overtaken by the operation's last report, and then
             // nobody is in `Cancelling` any more. Otherwise it is sent once more.
@@ -447,6 +482,13 @@ impl State {
     }
 
     fn complete_receive(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
+        self.received(token, result, flags, events);
+        if self.known(token).is_some() && self.detach(token) {
+            events.push(Event::Detached { token });
+        }
+    }
+
+    fn received(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
         // First of all the buffer: whatever the result and whoever the owner, it is ours again, and
         // goes back to the pool if it is not delivered.
         let bytes = cqueue::buffer_select(flags)
@@ -590,12 +632,30 @@ impl Driver for Uring {
         }
     }
 
+    fn detach(&mut self, token: Token, _socket: &Socket) {
+        let Some(slot) = self.state.known(token) else {
+            self.state.detached.push(token);
+            return;
+        };
+        (slot.receive_wanted, slot.writable_wanted, slot.detaching) = (false, false, true);
+        self.state.change(token.slot);
+    }
+
+    fn watch(&mut self, fd: RawFd) -> io::Result<()> {
+        self.state.watched.get_or_insert((fd, false));
+        Ok(())
+    }
+
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let before_ms = self.state.now_ms;
         let mut wait = timeout;
         let mut completed = 0;
         for round in 0.. {
             self.prepare();
+            if !self.state.detached.is_empty() {
+                events.extend(self.state.detached.drain(..).map(|token| Event::Detached { token }));
+                wait = Some(Duration::ZERO);
+            }
             if !self.state.is_settled() {
                 // More changes than submissions fit: the caller comes back for the rest.
                 wait = Some(Duration::ZERO);

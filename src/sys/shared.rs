@@ -1,8 +1,13 @@
-//! A page that the master and all workers see: one record per worker process.
+//! Memory that the master and all workers see: a record of the server, and per worker process a record and
+//! its metrics.
 //!
 //! It is mapped before the fork and holds nothing but atomics. The worker writes its record, the
 //! master and the siblings read it; only the master resets it, before it forks the worker. Two workers
 //! of one slot, the old one and its successor, have a record each.
+//!
+//! Metrics are never reset, so that they survive the worker that counted them: the next worker with the
+//! record counts on. For that a record, once used for a slot, is used for this slot again
+//! ([`SharedPage::free_record`]); what a slot has counted is the sum over its records.
 
 use std::io;
 use std::ptr::NonNull;
@@ -11,6 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::clock::monotonic_ms;
+use super::in_hand::InHand;
+use super::metrics::{ServerMetrics, WorkerMetrics};
 use crate::limits::RECORDS_MAX;
 
 /// Where a worker stands.
@@ -65,18 +72,21 @@ pub struct WorkerRecord {
     connections: AtomicU32,
     state: AtomicU32,
     pid: AtomicU32,
+    /// One more than the slot; 0 when the record was never used.
     slot: AtomicU32,
     order: AtomicU32,
     spent: AtomicBool,
+    stuck: AtomicBool,
 }
 
 impl WorkerRecord {
     /// Makes the record that of a worker about to be forked into `slot`.
     pub fn reset(&self, slot: u32) {
         self.pid.store(0, Ordering::Relaxed);
-        self.slot.store(slot, Ordering::Relaxed);
+        self.slot.store(slot.saturating_add(1), Ordering::Relaxed);
         self.order.store(0, Ordering::Relaxed);
         self.spent.store(false, Ordering::Relaxed);
+        self.stuck.store(false, Ordering::Relaxed);
         self.requests.store(0, Ordering::Relaxed);
         self.changed_ms.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
@@ -109,7 +119,13 @@ impl WorkerRecord {
     /// The slot of the worker, while there is one.
     #[must_use]
     pub fn slot(&self) -> u32 {
-        self.slot.load(Ordering::Relaxed)
+        self.last_slot().unwrap_or_default()
+    }
+
+    /// The slot of the worker, or of the last one when there is none; `None` in a record that was never used.
+    #[must_use]
+    pub fn last_slot(&self) -> Option<u32> {
+        self.slot.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Says how the worker is to leave. The signal follows.
@@ -137,6 +153,18 @@ impl WorkerRecord {
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Acquire)
+    }
+
+    /// Says whether the worker's only runner is stuck in a request for longer than `timeout`. Said once the log tells
+    /// which: the master ends the worker.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Release);
+    }
+
+    /// Whether the worker's only runner is stuck.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Acquire)
     }
 
     /// Says that a file of the application was changed, at `at_ms` of [`monotonic_ms`] (`reload`).
@@ -184,20 +212,101 @@ impl WorkerRecord {
     }
 }
 
-/// The mapping: [`RECORDS_MAX`] records, of which the kernel provides only those touched.
+/// What is known of the server as a whole. Only the master writes it.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct ServerRecord {
+    stopping: AtomicBool,
+    metrics: ServerMetrics,
+}
+
+impl ServerRecord {
+    /// Says that the server is about to stop: no load balancer should send it anybody new.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether the server is about to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// What the master counts.
+    #[must_use]
+    pub fn metrics(&self) -> &ServerMetrics {
+        &self.metrics
+    }
+}
+
+/// What may live in a [`Mapping`].
+///
+/// # Safety
+/// All bytes zero are a valid value, and everything in it is atomic: other processes change it at any time.
+unsafe trait Shared {}
+
+// SAFETY: atomics all through, and 0 is `Empty`.
+unsafe impl Shared for WorkerRecord {}
+// SAFETY: atomics all through, none of which has a wrong value.
+unsafe impl Shared for ServerRecord {}
+// SAFETY: as above.
+unsafe impl Shared for WorkerMetrics {}
+// SAFETY: as above.
+unsafe impl Shared for InHand {}
+
+/// Memory shared with the children that are forked from here on. The kernel provides the pages that are
+/// touched, and no others.
 #[derive(Debug)]
-pub struct SharedPage {
-    // Invariant: points to a live mapping of `RECORDS_MAX` records until drop.
-    records: NonNull<WorkerRecord>,
+struct Mapping<T> {
+    // Invariant: points to a live mapping of `count` values until drop.
+    values: NonNull<T>,
+    count: usize,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access to it is through shared references to
 // atomics.
-unsafe impl Send for SharedPage {}
+unsafe impl<T: Shared> Send for Mapping<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedPage {}
+unsafe impl<T: Shared> Sync for Mapping<T> {}
 
-const BYTES: usize = RECORDS_MAX * size_of::<WorkerRecord>();
+impl<T: Shared> Mapping<T> {
+    fn new(count: usize) -> io::Result<Self> {
+        let bytes = count * size_of::<T>();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // Not accounted for in advance: most of it is for workers that there will never be.
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing of
+        // ours.
+        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags) }?;
+        // Zeroed memory is valid, and a mapping is aligned to a page.
+        NonNull::new(mapped.cast::<T>())
+            .map(|values| Self { values, count })
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    fn values(&self) -> &[T] {
+        // SAFETY: by the invariant the mapping has `count` values and lives as long as `self`; other
+        // processes change them only through the same atomics.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.count) }
+    }
+}
+
+impl<T> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped exactly these bytes, and references to them cannot outlive `self`.
+        let result = unsafe { munmap(self.values.as_ptr().cast(), self.count * size_of::<T>()) };
+        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    }
+}
+
+/// The shared memory: [`RECORDS_MAX`] records and as many metrics, and the server's record.
+#[derive(Debug)]
+pub struct SharedPage {
+    server: Mapping<ServerRecord>,
+    records: Mapping<WorkerRecord>,
+    metrics: Mapping<WorkerMetrics>,
+    in_hand: Mapping<InHand>,
+}
 
 impl SharedPage {
     /// Maps the page. Children forked from now on share it.
@@ -205,15 +314,18 @@ impl SharedPage {
     /// # Errors
     /// No memory.
     pub fn new() -> io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing of
-        // ours.
-        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), BYTES, protection, MapFlags::SHARED) }?;
-        // Zeroed memory is a valid record: all fields are atomics, and 0 is `Empty`. A mapping is
-        // aligned to a page.
-        NonNull::new(mapped.cast::<WorkerRecord>())
-            .map(|records| Self { records })
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+        Ok(Self {
+            server: Mapping::new(1)?,
+            records: Mapping::new(RECORDS_MAX)?,
+            metrics: Mapping::new(RECORDS_MAX)?,
+            in_hand: Mapping::new(RECORDS_MAX)?,
+        })
+    }
+
+    /// What is known of the server as a whole.
+    #[must_use]
+    pub fn server(&self) -> &ServerRecord {
+        &self.server.values()[0]
     }
 
     /// The record with this number; `None` from [`RECORDS_MAX`] on.
@@ -225,17 +337,41 @@ impl SharedPage {
     /// All records; those in use are not [`WorkerState::Empty`].
     #[must_use]
     pub fn records(&self) -> &[WorkerRecord] {
-        // SAFETY: by the invariant the mapping has `RECORDS_MAX` records and lives as long as
-        // `self`; other processes change them only through the same atomics.
-        unsafe { std::slice::from_raw_parts(self.records.as_ptr(), RECORDS_MAX) }
+        self.records.values()
     }
-}
 
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: `new` mapped exactly these bytes, and references to them cannot outlive `self`.
-        let result = unsafe { munmap(self.records.as_ptr().cast(), BYTES) };
-        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    /// The requests that the worker of this record has in hand; `None` from [`RECORDS_MAX`] on.
+    #[must_use]
+    pub fn in_hand(&self, index: usize) -> Option<&InHand> {
+        self.in_hand.values().get(index)
+    }
+
+    /// What the workers of this record have counted; `None` from [`RECORDS_MAX`] on.
+    #[must_use]
+    pub fn metrics(&self, index: usize) -> Option<&WorkerMetrics> {
+        self.metrics.values().get(index)
+    }
+
+    /// Every record that was used, with its metrics. Records are taken from the front, so this ends early.
+    pub fn used(&self) -> impl Iterator<Item = (&WorkerRecord, &WorkerMetrics)> {
+        let pairs = self.records().iter().zip(self.metrics.values());
+        pairs.take_while(|(record, _)| record.last_slot().is_some())
+    }
+
+    /// A record for a new worker of `slot`: one of this slot, or one that was never used. When there is neither,
+    /// which takes thousands of workers, one of another slot: its counts then show under this slot.
+    #[must_use]
+    pub fn free_record(&self, slot: u32) -> Option<usize> {
+        let empty = |record: &WorkerRecord| record.state() == WorkerState::Empty;
+        let mut used = 0;
+        for record in self.records() {
+            match record.last_slot() {
+                Some(last) if last == slot && empty(record) => return Some(used),
+                Some(_) => used += 1,
+                None => return Some(used),
+            }
+        }
+        self.records().iter().position(empty)
     }
 }
 
@@ -260,6 +396,29 @@ mod tests {
         assert_eq!(page.record(2).unwrap().state(), WorkerState::Empty);
         assert_eq!(page.record(4).unwrap().state(), WorkerState::Empty);
         assert!(page.record(RECORDS_MAX).is_none());
+    }
+
+    /// So that what a slot has counted survives its workers, and stays its own.
+    #[test]
+    fn a_slot_gets_its_record_again() {
+        let page = SharedPage::new().unwrap();
+        let begin = |slot| {
+            let index = page.free_record(slot).unwrap();
+            page.record(index).unwrap().reset(slot);
+            index
+        };
+        let end = |index| page.record(index).unwrap().set_state(WorkerState::Empty);
+        assert_eq!((begin(0), begin(1)), (0, 1));
+        // A successor beside the worker, then one after both have left.
+        assert_eq!(begin(0), 2);
+        page.metrics(2).unwrap().accepted.add(7);
+        end(2);
+        end(1);
+        assert_eq!(begin(0), 2);
+        assert_eq!(page.metrics(2).unwrap().accepted.get(), 7);
+        assert_eq!(begin(2), 3, "the record of slot 1 is kept for it");
+        assert_eq!(begin(1), 1);
+        assert_eq!(page.used().count(), 4);
     }
 
     #[test]

@@ -6,14 +6,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{debug, warn};
 
 use super::conn::{Conn, Gathering, Phase};
-use super::pool::{Pool, Watch};
+use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
+use super::pool::{Pool, Watch, Work};
 use super::table::Table;
-use super::{Door, Rules, Stop};
+use super::{Door, Notices, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
     body_bytes, refusal,
@@ -21,7 +23,7 @@ use crate::app::{
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -35,6 +37,8 @@ pub(super) struct Io {
     driver: Box<dyn Driver>,
     now_ms: u64,
     conns: Table<Conn>,
+    /// How many of them wait for the client to close.
+    lingering: usize,
     wheel: Wheel,
     doors: Vec<Door>,
     /// Accepting is off until there is room (`worker_connections`).
@@ -64,6 +68,16 @@ pub(super) struct Io {
     entrance: Entrance,
     /// Requests handed over since the last pulse.
     begun: u64,
+    overdue: Overdue,
+    reporter: Reporter,
+    /// What runners have in hand, at the last look.
+    works: Vec<Work>,
+    /// Where the master is told of them; nobody in tests.
+    notices: Option<Notices>,
+    /// The only runner is stuck, and the log is being told of it: until then, or this time.
+    stuck: Option<(Arc<AtomicBool>, u64)>,
+    /// The log was told of the requests that will not be finished in `graceful_timeout`.
+    told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
     events: Vec<Event>,
@@ -98,10 +112,13 @@ impl Io {
         port: Arc<Port>,
     ) -> Self {
         let now_ms = driver.now_ms();
+        let overdue = Overdue::new(rules.patience, now_ms);
+        let reporter = Reporter::new(&pool, Arc::clone(&app));
         Self {
             driver,
             now_ms,
             conns: Table::new(),
+            lingering: 0,
             wheel: Wheel::new(now_ms),
             doors,
             crowded: false,
@@ -119,6 +136,12 @@ impl Io {
             sweep_ms: 0,
             entrance: Entrance::Open,
             begun: 0,
+            overdue,
+            reporter,
+            works: Vec::new(),
+            notices: None,
+            stuck: None,
+            told_last: false,
             waiting: 0,
             events: Vec::new(),
             reports: Vec::new(),
@@ -146,7 +169,7 @@ impl Io {
     pub(super) fn run(
         &mut self,
         stop: &dyn Fn() -> Option<Stop>,
-        pulse: &dyn Fn(u64, u64),
+        pulse: &mut dyn FnMut(u64, u64),
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
@@ -206,6 +229,9 @@ impl Io {
         } else if self.waiting > 0 {
             self.waiting = self.pool.waiting();
         }
+        if self.overdue.next_ms() <= self.now_ms {
+            self.look_at_requests();
+        }
         Ok(())
     }
 
@@ -250,7 +276,10 @@ impl Io {
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
         }
-        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
+        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining, Some(self.overdue.next_ms())]
+            .into_iter()
+            .flatten()
+        {
             ms = ms.min(at.saturating_sub(self.now_ms));
         }
         Duration::from_millis(ms)
@@ -269,7 +298,7 @@ impl Io {
             }
             Event::Writable { token } => self.flush(token),
             Event::AcceptFailed { listener, error } => self.accept_failed(listener, &error),
-            Event::Woken => {}
+            Event::Detached { .. } | Event::Readable | Event::Woken => {}
         }
     }
 
@@ -352,7 +381,7 @@ impl Io {
         {
             conn.phase = Phase::Head;
         }
-        if conn.before_proxy {
+        if conn.before_proxy && matches!(conn.phase, Phase::Head) {
             conn.input.extend_from_slice(bytes);
             self.on_proxy_header(token);
         } else if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
@@ -627,6 +656,12 @@ impl Io {
         if self.rules.timed {
             exchange.request.received_ns = clock::monotonic_ns();
         }
+        conn.begun_ms = self.now_ms;
+        conn.line.set(&exchange.request.bytes);
+        if self.rules.keep_heads {
+            conn.head.clear();
+            conn.head.extend_from_slice(&exchange.request.bytes);
+        }
         conn.link.hand_over();
         self.begun += 1;
         if stream.is_some() {
@@ -872,9 +907,11 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         // It fails when the client is gone, which the receive side reports.
         let _ = conn.link.socket().shutdown_write();
+        // Entered once: nothing but the close follows.
         conn.phase = Phase::Linger(0);
         conn.input = Vec::new();
-        if conn.ended {
+        self.lingering += 1;
+        if conn.ended || self.lingering > LINGERING_MAX {
             self.close(token);
             return;
         }
@@ -886,6 +923,9 @@ impl Io {
 
     fn close(&mut self, token: Token) {
         let Some(conn) = self.conns.remove(token) else { return };
+        if matches!(conn.phase, Phase::Linger(_)) {
+            self.lingering -= 1;
+        }
         self.driver.release(token, conn.link.socket());
         if let Phase::Body(gathering) = conn.phase {
             // The client reset the connection, or this worker has no time left: the one line of this request.
@@ -978,6 +1018,83 @@ impl Io {
             }
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
         }
+    }
+
+    // ---- requests that take too long ----------------------------------------------------------
+
+    /// Where the master is told of requests that take too long.
+    pub(super) fn tell(&mut self, notices: Notices) {
+        self.notices = Some(notices);
+    }
+
+    /// Looks at what the runners have in hand: with each heartbeat, and when something is due.
+    pub(super) fn look_at_requests(&mut self) {
+        let now_ms = self.now_ms;
+        self.works.clear();
+        self.pool.works(&mut self.works);
+        let (conns, rules) = (&mut self.conns, &self.rules);
+        self.overdue.look(&self.works, now_ms, |work| match conns.get(work.token) {
+            Some(conn) => {
+                let mut text = format!("{} from {}", conn.line.shown(), conn.link.peer());
+                if let Some(id) = rules.keep_heads.then(|| request_id(&conn.head)).flatten() {
+                    text.push_str(&format!(", request id {id}"));
+                }
+                (conn.begun_ms, text)
+            }
+            None => (now_ms, "a request whose client has left".into()),
+        });
+        for deed in self.overdue.due(now_ms) {
+            match deed {
+                Deed::Tell(held) => {
+                    self.reporter.one(format!("Slow request: {}", held.shown(now_ms)), held.work);
+                }
+                Deed::Expire(held) | Deed::Retire(held) => debug!("{}", held.text),
+                Deed::Stuck => {
+                    let what =
+                        self.all_in_hand("timeout is over, and the only thread of this worker is stuck");
+                    self.stuck = Some((self.reporter.all(what), now_ms + REPORT_PATIENCE_MS));
+                }
+            }
+        }
+        self.say_stuck();
+        if let Some(deadline) = self.draining
+            && !self.told_last
+            && deadline.saturating_sub(now_ms) <= self.rules.last_words_ms()
+        {
+            self.told_last = true;
+            if !self.works.is_empty() {
+                let what = self.all_in_hand("graceful_timeout is nearly over");
+                self.reporter.all(what);
+            }
+        }
+        if let Some(notices) = &self.notices {
+            notices.publish(&mut self.overdue, now_ms);
+        }
+    }
+
+    /// Tells the master that the only runner is stuck, once the log has it.
+    fn say_stuck(&mut self) {
+        let Some((done, until_ms)) = &self.stuck else { return };
+        if self.overdue.held().is_empty() {
+            // It came back at the last moment.
+            self.stuck = None;
+        } else if done.load(Ordering::Acquire) || self.now_ms >= *until_ms {
+            if let Some(notices) = &self.notices {
+                notices.stuck();
+            }
+            self.stuck = None;
+        } else {
+            self.overdue.soon(self.now_ms);
+        }
+    }
+
+    fn all_in_hand(&self, why: &str) -> String {
+        let mut what = format!("{why}; requests in hand: {}", self.overdue.held().len());
+        for held in self.overdue.held() {
+            what.push_str("\n  ");
+            what.push_str(&held.shown(self.now_ms));
+        }
+        what
     }
 
     // ---- leaving -----------------------------------------------------------------------------

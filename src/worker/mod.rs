@@ -6,6 +6,7 @@
 mod access;
 mod conn;
 mod io;
+mod overdue;
 mod pool;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
@@ -16,7 +17,7 @@ mod tests;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
@@ -28,19 +29,20 @@ use tracing::{debug, error, info, warn};
 
 use self::access::{AccessLog, Recorder};
 use self::io::Io;
+use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
 use crate::error::{Exit, StartError};
 use crate::http::{Policy, ProxyMode};
-use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS};
+use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS, STACK_PATIENCE_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
 use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{atfork, process, rlimit, signal};
+use crate::sys::{atfork, clock, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -100,6 +102,35 @@ struct Rules {
     graceful_ms: u64,
     /// Whether somebody measures how long requests take.
     timed: bool,
+    patience: Patience,
+    /// Whether heads are kept beside their connections, because the log tells of single requests.
+    keep_heads: bool,
+}
+
+/// Where the I/O thread tells the master of requests that take too long.
+struct Notices {
+    shared: Arc<SharedPage>,
+    record: usize,
+    master_event: BorrowedFd<'static>,
+}
+
+impl Notices {
+    fn publish(&self, overdue: &mut Overdue, now_ms: u64) {
+        if let Some(page) = self.shared.in_hand(self.record) {
+            overdue.publish(page, now_ms);
+        }
+    }
+
+    /// The only runner is stuck, and the log knows all about it.
+    fn stuck(&self) {
+        if let Some(record) = self.shared.record(self.record) {
+            if let Some(page) = self.shared.in_hand(self.record) {
+                page.set_told();
+            }
+            record.set_stuck(true);
+            signal::notify(self.master_event);
+        }
+    }
 }
 
 impl Rules {
@@ -136,7 +167,19 @@ impl Rules {
             linger_ms: milliseconds(settings.linger_timeout),
             graceful_ms: milliseconds(settings.graceful_timeout),
             timed,
+            patience: Patience {
+                slow_ms: limit(settings.slow_request),
+                request_ms: u64::MAX,
+                // As gunicorn's sync worker: with more threads one request does not stop the others.
+                lone_ms: if settings.threads == 1 { limit(settings.timeout) } else { u64::MAX },
+            },
+            keep_heads: !settings.slow_request.is_zero(),
         }
+    }
+
+    /// How long before the end of `graceful_timeout` the log is told what is still in hand.
+    fn last_words_ms(&self) -> u64 {
+        (self.graceful_ms / 4).min(2 * STACK_PATIENCE_MS)
     }
 
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
@@ -367,36 +410,83 @@ fn serve(
     observe::allow_thread();
     io.open();
     context.set_ready();
-    let requests_max = requests_max(&context.settings);
+    let mut life = Life::new(&context.settings, clock::monotonic_ms());
     let WorkerContext { shared, record, mut signals, master_event, .. } = context;
+    io.tell(Notices { shared: Arc::clone(&shared), record, master_event });
     signals.wake_through(waker.try_clone_fd().map_err(failed)?);
     let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };
-    let left = io.run(&|| orders.stop(), &|now_ms, begun| {
+    let left = io.run(&|| orders.stop(), &mut |now_ms, begun| {
         let Some(record) = shared.record(record) else { return };
         record.beat(now_ms);
         if begun > 0 {
             record.add_requests(begun);
-            if record.requests() >= requests_max && !record.is_spent() {
-                // gunicorn's words. It serves on until the replacement is ready, and tells it to leave.
-                info!("Autorestarting worker after current request.");
-                record.set_spent();
-                signal::notify(master_event);
-            }
+        }
+        if let Some(why) = life.is_over(now_ms, begun, record) {
+            // gunicorn's words. It serves on until the replacement is ready, and tells it to leave.
+            info!("Autorestarting worker after current request. ({why})");
+            record.set_spent();
+            signal::notify(master_event);
         }
     });
     let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
 }
 
-/// After how many requests this worker is replaced: `max_requests` with its jitter.
-fn requests_max(settings: &Settings) -> u64 {
-    if settings.max_requests == 0 {
-        return u64::MAX;
+/// How long a worker lives: until it has answered `max_requests`, grown to `max_worker_memory`, or reached
+/// `max_worker_age`.
+struct Life {
+    requests_max: u64,
+    memory_bytes_max: u64,
+    end_ms: u64,
+    /// When memory and age are looked at again.
+    look_ms: u64,
+}
+
+impl Life {
+    fn new(settings: &Settings, now_ms: u64) -> Self {
+        // Zero means "never" for all of them.
+        let limit = |most: u64, jitter: u64| match most {
+            0 => u64::MAX,
+            _ => most.saturating_add(random_up_to(jitter)),
+        };
+        let age_ms =
+            limit(milliseconds(settings.max_worker_age), milliseconds(settings.max_worker_age_jitter));
+        Self {
+            requests_max: limit(settings.max_requests, settings.max_requests_jitter),
+            memory_bytes_max: limit(settings.max_worker_memory, 0),
+            end_ms: now_ms.saturating_add(age_ms),
+            look_ms: 0,
+        }
     }
+
+    /// Why the worker is to be replaced, once. Called at each turn, so what takes a system call is asked once in a
+    /// heartbeat.
+    fn is_over(&mut self, now_ms: u64, begun: u64, record: &WorkerRecord) -> Option<&'static str> {
+        if begun > 0 && record.requests() >= self.requests_max {
+            return (!record.is_spent()).then_some("max_requests");
+        }
+        if now_ms < self.look_ms {
+            return None;
+        }
+        self.look_ms = now_ms + HEARTBEAT_MS;
+        let why = if now_ms >= self.end_ms {
+            "max_worker_age"
+        } else if self.memory_bytes_max != u64::MAX
+            && process::resident_bytes().is_some_and(|bytes| bytes >= self.memory_bytes_max)
+        {
+            "max_worker_memory"
+        } else {
+            return None;
+        };
+        (!record.is_spent()).then_some(why)
+    }
+}
+
+/// A random number from 0 to `most`.
+fn random_up_to(most: u64) -> u64 {
     // The standard library seeds its hashes from the kernel's random numbers: good enough, and there.
     let random = RandomState::new().hash_one(0);
-    let jitter = settings.max_requests_jitter;
-    settings.max_requests.saturating_add(if jitter == 0 { 0 } else { random % jitter.saturating_add(1) })
+    most.checked_add(1).map_or(random, |count| random % count)
 }
 
 /// The first worker says for all which backend serves, and why not the other.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::access::Recorder;
 use super::io::Io;
+use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
@@ -50,6 +51,8 @@ struct Server {
 
 fn rules() -> Rules {
     Rules {
+        patience: Patience::ENDLESS,
+        keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
         proxy_mode: ProxyMode::Off,
@@ -106,7 +109,7 @@ impl Server {
                     1 => Some(Stop::Leave),
                     _ => Some(Stop::Quick),
                 };
-                io.run(&order, &|_, _| ()).unwrap();
+                io.run(&order, &mut |_, _| ()).unwrap();
                 pool.close();
             })
         };

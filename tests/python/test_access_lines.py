@@ -70,6 +70,8 @@ def test_the_same_requests_have_the_same_lines(ours, theirs):
     for name, data in CASES.items():
         mine = ours.lines(lambda server, data=data: outcome(server, data))
         other = theirs.lines(lambda server, data=data: outcome(server, data))
+        # The server's own log doubles a backslash that is not one of an escape.
+        mine = [line.replace("\\\\", "\\") for line in mine]
         if name in UNTOLD:
             assert (len(mine), len(other)) == (1, 0), (name, mine, other)
         elif name in DIFFERENCES:

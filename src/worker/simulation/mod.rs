@@ -31,6 +31,7 @@ use self::plan::Script;
 use self::runners::Runners;
 use super::access::Recorder;
 use super::io::Io;
+use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Listener, Port, Runner};
@@ -149,6 +150,16 @@ impl Driver for Interleaved {
         self.interleave();
     }
 
+    fn detach(&mut self, token: Token, socket: &Socket) {
+        trace!("{}   detach {token:?}", self.sim.now_ms());
+        self.sim.detach(token, socket);
+        self.interleave();
+    }
+
+    fn watch(&mut self, fd: RawFd) -> io::Result<()> {
+        self.sim.watch(fd)
+    }
+
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.clean.set(events.is_empty() && self.sim.has_all_buffers());
         let left = Duration::from_millis(self.alarm_ms.get().saturating_sub(self.sim.now_ms()));
@@ -178,6 +189,8 @@ impl Application for Nobody {
 /// Deadlines are all different, so that a wrong one shows.
 fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     Rules {
+        patience: Patience::ENDLESS,
+        keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
         proxy_mode: ProxyMode::Off,
