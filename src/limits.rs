@@ -99,6 +99,16 @@ pub const HEARTBEAT_MS: u64 = 500;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
+/// Milliseconds between looks whether clients wait while a worker has all the connections that it may have.
+pub const ROOM_CHECK_MS: u64 = 50;
+
+/// Milliseconds that a connection is idle at least before it ends for a client that waits: a request may be on its
+/// way on a younger one.
+pub const ROOM_IDLE_MS: u64 = 500;
+
+/// One in so many of a full worker's connections ends at a time.
+pub const ROOM_SHARE: usize = 16;
+
 /// Milliseconds between two lines of the log about accepting that fails: the cause lasts, the line need not
 /// be repeated ten times a second.
 pub const ACCEPT_WARN_MS: u64 = 10_000;
