@@ -52,8 +52,9 @@ pub(super) struct Conn {
     pub(super) before_proxy: bool,
     /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
     pub(super) streamed: bool,
-    /// When the client connected, in milliseconds.
-    pub(super) opened_ms: u64,
+    /// When the client connected, or was last given the time for another request, in milliseconds. The end of an
+    /// answer that nobody reported is in the link.
+    pub(super) idle_ms: u64,
     /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
     pub(super) deadline_ms: u64,
     /// When to give up if the client takes nothing of its answer. Its own deadline, because a request's body
@@ -84,7 +85,7 @@ impl Conn {
             trusted,
             before_proxy,
             streamed: false,
-            opened_ms,
+            idle_ms: opened_ms,
             deadline_ms: u64::MAX,
             writing_deadline_ms: u64::MAX,
             wheel_ms: u64::MAX,
@@ -105,6 +106,6 @@ impl Conn {
             _ => false,
         };
         let idle = between && self.input.is_empty() && !self.ended;
-        idle.then(|| self.link.idle_since_ms().max(self.opened_ms))
+        idle.then(|| self.link.idle_since_ms().max(self.idle_ms))
     }
 }
