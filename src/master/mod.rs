@@ -14,6 +14,8 @@
 //! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
+mod commands;
+pub mod control;
 mod launch;
 mod native;
 mod pidfile;
@@ -32,6 +34,8 @@ use std::time::Duration;
 use core_affinity::CoreId;
 use tracing::{debug, error, info, warn};
 
+use self::commands::Counts;
+use self::control::Control;
 use self::pidfile::Pidfile;
 use self::service::Service;
 use self::slots::{Action, Note, Rules, Seen, Slots};
@@ -307,6 +311,9 @@ struct Master<'h> {
     next_master: Option<Pid>,
     /// Workers forked so far.
     age: u64,
+    /// Where operators ask, if anywhere.
+    control: Option<Control>,
+    counts: Counts,
 }
 
 impl<'h> Master<'h> {
@@ -383,13 +390,17 @@ impl<'h> Master<'h> {
             earlier_master,
             next_master: None,
             age: 0,
+            control: None,
+            counts: Counts::new(now_ms),
         };
         master.set_title("master");
         master.summarise();
+        master.open_control();
         tell_workers(master.workers);
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
         if let Err(error) = master.host.when_ready(&addresses) {
             master.listeners.unlink();
+            master.close_control();
             master.remove_pidfile();
             return Err(error);
         }
@@ -449,6 +460,7 @@ impl<'h> Master<'h> {
     fn serve(&mut self) -> Exit {
         loop {
             self.take_events();
+            self.take_commands();
             self.slots.turn(monotonic_ms());
             if let Some(exit) = self.act() {
                 return self.leave(exit);
@@ -490,10 +502,12 @@ impl<'h> Master<'h> {
                     }
                     if self.next_master == Some(pid) {
                         self.next_master = None;
+                        self.reopen_control();
                     }
                     if let Some(at) = self.records.iter().position(|(owner, _)| *owner == pid) {
                         let record = self.records.swap_remove(at).1;
                         if let Some(record) = self.shared.record(record) {
+                            self.counts.requests += record.requests();
                             record.set_state(WorkerState::Empty);
                             record.set_pid(0);
                         }
@@ -545,7 +559,10 @@ impl<'h> Master<'h> {
             for action in actions {
                 match action {
                     Action::Fork { slot } => self.fork_into(slot),
-                    Action::Kill { pid, signal } => kill(pid, signal),
+                    Action::Kill { pid, signal } => {
+                        self.counts.killed += u64::from(signal == Signal::KILL);
+                        kill(pid, signal);
+                    }
                     Action::Leave { pid, order } => {
                         if let Some(record) = self.record_of(pid) {
                             record.set_order(order);
@@ -586,11 +603,14 @@ impl<'h> Master<'h> {
 
     fn wait(&mut self) {
         let now_ms = monotonic_ms();
-        let until_ms = self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).min();
+        let control_ms = self.control.as_ref().and_then(|control| control.next_ms(now_ms));
+        let until_ms =
+            self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).chain(control_ms).min();
         let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
-        let signals = &self.signals;
+        let (signals, control) = (&self.signals, &self.control);
         self.host.wait(&mut || {
-            if let Err(error) = signals.wait(timeout) {
+            let others = control.as_ref().map(|control| control.polled(now_ms)).unwrap_or_default();
+            if let Err(error) = signals.wait_or(timeout, others) {
                 error!("cannot wait: {}", describe(&error));
                 // Out of memory, most likely: not the time to spin.
                 std::thread::sleep(Duration::from_millis(100));
@@ -614,6 +634,7 @@ impl<'h> Master<'h> {
             }
         }
         self.remove_pidfile();
+        self.close_control();
         // As in gunicorn, a server that a hook ended does not ask another one.
         if matches!(exit, Exit::Code(_)) {
             return exit;
@@ -640,6 +661,7 @@ impl<'h> Master<'h> {
                 "cannot reload, so the old settings stay: {}",
                 text.strip_prefix("error: ").unwrap_or(&text)
             );
+            self.counts.reloads_failed += 1;
         }
     }
 
@@ -679,6 +701,10 @@ impl<'h> Master<'h> {
         let rules = rules(&settings);
         self.cpus = cpus(&settings);
         let old_settings = std::mem::replace(&mut self.settings, Arc::new(settings));
+        if self.settings.control != old_settings.control {
+            self.close_control();
+            self.open_control();
+        }
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         self.earlier = Some(match self.earlier.take() {
             // The last generation has not shown yet that it can boot: it is skipped.
@@ -694,6 +720,7 @@ impl<'h> Master<'h> {
         });
         self.slots.reloaded(rules, monotonic_ms());
         self.reloading = true;
+        self.counts.reloads += 1;
         self.set_title("master");
         self.summarise();
         Ok(())
@@ -702,6 +729,7 @@ impl<'h> Master<'h> {
     /// The new generation cannot boot.
     fn drop_generation(&mut self) {
         self.reloading = false;
+        self.counts.reloads_failed += 1;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
             dropped.close_but(&[&self.listeners]);
@@ -798,6 +826,7 @@ impl<'h> Master<'h> {
             metrics.begin();
         }
         self.age += 1;
+        record.set_age(self.age);
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
         let blocked = match signal::block(master_signals()) {
@@ -844,8 +873,9 @@ impl<'h> Master<'h> {
         self.host.after_fork_child();
         // The lock on the pidfile is the master's; with a copy in a worker it would outlive it.
         self.pidfile = None;
-        // Nor are listeners of binds that are gone a new worker's business.
+        // Nor are listeners of binds that are gone a new worker's business, or an operator's commands.
         self.earlier = None;
+        self.control = None;
         let context = installed
             .map_err(|error| system("handle signals", &error))
             .and_then(|signals| self.prepare_worker(slot, record, signals, master_event));

@@ -15,3 +15,4 @@ pub mod shared;
 pub mod signal;
 pub mod thread_clock;
 pub mod title;
+pub mod usage;
