@@ -96,6 +96,26 @@ pub const BATCH_CHECK_MS: u64 = 1;
 /// ended without waking it.
 pub const HEARTBEAT_MS: u64 = 500;
 
+/// Requests in hand of one worker that the master can name in the log, the oldest ones.
+pub const IN_HAND_MAX: usize = 16;
+
+/// Bytes of the text of each of them: method, path and peer, cut.
+pub const IN_HAND_TEXT_BYTES: usize = 240;
+
+/// Milliseconds after which a request in hand is worth naming. All that is quicker costs nothing.
+pub const IN_HAND_PUBLISH_MS: u64 = 1_000;
+
+/// Bytes of a request's beginning that are kept beside its connection, to name it in the log when it takes too long.
+pub const REQUEST_LINE_NOTE_BYTES: usize = 120;
+const _: () = assert!(REQUEST_LINE_NOTE_BYTES <= u8::MAX as usize);
+
+/// Milliseconds that the interpreter is waited for, to show the stack of a request that takes too long. A thread that
+/// runs Python lets others in after 5.
+pub const STACK_PATIENCE_MS: u64 = 500;
+
+/// Stacks that wait to be shown; of further requests the log has a line without a stack.
+pub const REPORTS_WAITING_MAX: usize = 32;
+
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 

@@ -877,6 +877,14 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting(
         Ringhorn,
+        "slow_request",
+        &["--slow-request"],
+        Seconds,
+        int(0),
+        "Age of a request that is logged with its stack; 0 = off",
+    ),
+    setting(
+        Ringhorn,
         "drain_delay",
         &["--drain-delay"],
         Seconds,

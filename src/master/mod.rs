@@ -535,6 +535,7 @@ impl<'h> Master<'h> {
                 let seen = Seen {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
+                    stuck: record.is_stuck(),
                     heartbeat_ms: record.heartbeat_ms(),
                     changed_ms: record.changed_ms(),
                 };
@@ -549,6 +550,22 @@ impl<'h> Master<'h> {
         self.shared.record(*record)
     }
 
+    /// The log names the requests that a worker had in hand before it is killed, unless the worker did so itself.
+    fn tell_requests_of(&self, pid: Pid) {
+        let record = self.records.iter().find(|(owner, _)| *owner == pid);
+        let Some(page) = record.and_then(|(_, record)| self.shared.in_hand(*record)) else { return };
+        let published = page.published();
+        if published.is_empty() || page.set_told() {
+            return;
+        }
+        let now_ms = monotonic_ms();
+        for request in published {
+            let age = Duration::from_millis(now_ms.saturating_sub(request.begun_ms)).as_secs_f32();
+            let text: String = request.text.chars().filter(|letter| !letter.is_control()).collect();
+            error!("Worker (pid:{pid}) had in hand: {text}, {age:.1} s");
+        }
+    }
+
     /// Does what was decided, and what is decided meanwhile.
     fn act(&mut self) -> Option<Exit> {
         loop {
@@ -561,6 +578,9 @@ impl<'h> Master<'h> {
                     Action::Fork { slot } => self.fork_into(slot),
                     Action::Kill { pid, signal } => {
                         self.counts.killed += u64::from(signal == Signal::KILL);
+                        if matches!(signal, Signal::ABORT | Signal::KILL) {
+                            self.tell_requests_of(pid);
+                        }
                         kill(pid, signal);
                     }
                     Action::Leave { pid, order } => {
@@ -822,6 +842,9 @@ impl<'h> Master<'h> {
             return self.slots.fork_failed(slot, monotonic_ms());
         };
         record.reset(number);
+        if let Some(in_hand) = self.shared.in_hand(index) {
+            in_hand.reset();
+        }
         if let Some(metrics) = self.shared.metrics(index) {
             metrics.begin();
         }

@@ -6,14 +6,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{debug, warn};
 
 use super::conn::{Conn, Gathering, Phase};
-use super::pool::{Pool, Watch};
+use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
+use super::pool::{Pool, Watch, Work};
 use super::table::Table;
-use super::{Door, Rules, Stop};
+use super::{Door, Notices, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
 };
@@ -65,6 +67,16 @@ pub(super) struct Io {
     entrance: Entrance,
     /// Requests handed over since the last pulse.
     begun: u64,
+    overdue: Overdue,
+    reporter: Reporter,
+    /// What runners have in hand, at the last look.
+    works: Vec<Work>,
+    /// Where the master is told of them; nobody in tests.
+    notices: Option<Notices>,
+    /// The only runner is stuck, and the log is being told of it: until then, or this time.
+    stuck: Option<(Arc<AtomicBool>, u64)>,
+    /// The log was told of the requests that will not be finished in `graceful_timeout`.
+    told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
     events: Vec<Event>,
@@ -99,6 +111,8 @@ impl Io {
         port: Arc<Port>,
     ) -> Self {
         let now_ms = driver.now_ms();
+        let overdue = Overdue::new(rules.patience, now_ms);
+        let reporter = Reporter::new(&pool, Arc::clone(&app));
         Self {
             driver,
             now_ms,
@@ -121,6 +135,12 @@ impl Io {
             sweep_ms: 0,
             entrance: Entrance::Open,
             begun: 0,
+            overdue,
+            reporter,
+            works: Vec::new(),
+            notices: None,
+            stuck: None,
+            told_last: false,
             waiting: 0,
             events: Vec::new(),
             reports: Vec::new(),
@@ -208,6 +228,9 @@ impl Io {
         } else if self.waiting > 0 {
             self.waiting = self.pool.waiting();
         }
+        if self.overdue.next_ms() <= self.now_ms {
+            self.look_at_requests();
+        }
         Ok(())
     }
 
@@ -252,7 +275,10 @@ impl Io {
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
         }
-        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
+        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining, Some(self.overdue.next_ms())]
+            .into_iter()
+            .flatten()
+        {
             ms = ms.min(at.saturating_sub(self.now_ms));
         }
         Duration::from_millis(ms)
@@ -615,6 +641,12 @@ impl Io {
         if self.rules.timed {
             exchange.request.received_ns = clock::monotonic_ns();
         }
+        conn.begun_ms = self.now_ms;
+        conn.line.set(&exchange.request.bytes);
+        if self.rules.keep_heads {
+            conn.head.clear();
+            conn.head.extend_from_slice(&exchange.request.bytes);
+        }
         conn.link.hand_over();
         self.begun += 1;
         if stream.is_some() {
@@ -935,6 +967,83 @@ impl Io {
             }
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
         }
+    }
+
+    // ---- requests that take too long ----------------------------------------------------------
+
+    /// Where the master is told of requests that take too long.
+    pub(super) fn tell(&mut self, notices: Notices) {
+        self.notices = Some(notices);
+    }
+
+    /// Looks at what the runners have in hand: with each heartbeat, and when something is due.
+    pub(super) fn look_at_requests(&mut self) {
+        let now_ms = self.now_ms;
+        self.works.clear();
+        self.pool.works(&mut self.works);
+        let (conns, rules) = (&mut self.conns, &self.rules);
+        self.overdue.look(&self.works, now_ms, |work| match conns.get(work.token) {
+            Some(conn) => {
+                let mut text = format!("{} from {}", conn.line.shown(), conn.link.peer());
+                if let Some(id) = rules.keep_heads.then(|| request_id(&conn.head)).flatten() {
+                    text.push_str(&format!(", request id {id}"));
+                }
+                (conn.begun_ms, text)
+            }
+            None => (now_ms, "a request whose client has left".into()),
+        });
+        for deed in self.overdue.due(now_ms) {
+            match deed {
+                Deed::Tell(held) => {
+                    self.reporter.one(format!("Slow request: {}", held.shown(now_ms)), held.work);
+                }
+                Deed::Expire(held) | Deed::Retire(held) => debug!("{}", held.text),
+                Deed::Stuck => {
+                    let what =
+                        self.all_in_hand("timeout is over, and the only thread of this worker is stuck");
+                    self.stuck = Some((self.reporter.all(what), now_ms + REPORT_PATIENCE_MS));
+                }
+            }
+        }
+        self.say_stuck();
+        if let Some(deadline) = self.draining
+            && !self.told_last
+            && deadline.saturating_sub(now_ms) <= self.rules.last_words_ms()
+        {
+            self.told_last = true;
+            if !self.works.is_empty() {
+                let what = self.all_in_hand("graceful_timeout is nearly over");
+                self.reporter.all(what);
+            }
+        }
+        if let Some(notices) = &self.notices {
+            notices.publish(&mut self.overdue, now_ms);
+        }
+    }
+
+    /// Tells the master that the only runner is stuck, once the log has it.
+    fn say_stuck(&mut self) {
+        let Some((done, until_ms)) = &self.stuck else { return };
+        if self.overdue.held().is_empty() {
+            // It came back at the last moment.
+            self.stuck = None;
+        } else if done.load(Ordering::Acquire) || self.now_ms >= *until_ms {
+            if let Some(notices) = &self.notices {
+                notices.stuck();
+            }
+            self.stuck = None;
+        } else {
+            self.overdue.soon(self.now_ms);
+        }
+    }
+
+    fn all_in_hand(&self, why: &str) -> String {
+        let mut what = format!("{why}; requests in hand: {}", self.overdue.held().len());
+        for held in self.overdue.held() {
+            what.push_str("\n  ");
+            what.push_str(&held.shown(self.now_ms));
+        }
+        what
     }
 
     // ---- leaving -----------------------------------------------------------------------------

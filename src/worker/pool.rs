@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use super::access::AccessLog;
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
 use crate::observe::statsd::metrics;
+use crate::ring::Token;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::signal;
@@ -37,8 +38,40 @@ const COMPANY_NS: u64 = 30_000_000;
 struct Seat {
     parker: Parker,
     clock: Mutex<Option<ThreadClock>>,
-    /// Whether it has a request in hand.
-    at_work: AtomicBool,
+    /// The number of the request that it has in hand ([`Turn::taken`]); 0 is none.
+    taken: AtomicU64,
+    /// That request's connection, as a [`Token`] in 64 bits.
+    token: AtomicU64,
+    /// The time of its request is over: it does not count as one of `threads` until it has come back.
+    excused: AtomicBool,
+}
+
+impl Seat {
+    fn is_at_work(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) != 0
+    }
+
+    /// What it has in hand.
+    fn work(&self) -> Option<Work> {
+        let taken = self.taken.load(Ordering::Acquire);
+        let bits = self.token.load(Ordering::Relaxed);
+        let thread = lock(&self.clock).map(ThreadClock::identifier)?;
+        let token = Token { slot: bits as u32, generation: (bits >> 32) as u32 };
+        // Looked at again: it may have taken the next one in between.
+        let same = taken != 0 && self.taken.load(Ordering::Acquire) == taken;
+        same.then_some(Work { taken, token, thread })
+    }
+}
+
+/// A request that a runner has in hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    /// Its number: no two requests of a worker have the same.
+    pub(super) taken: u64,
+    /// Its connection.
+    pub(super) token: Token,
+    /// The runner's thread, by its pthread_self(3).
+    pub(super) thread: u64,
 }
 
 /// A request taken from the queue.
@@ -66,6 +99,8 @@ struct Queue {
     closing: bool,
     /// Runner threads that have not left yet, the main thread included.
     alive: usize,
+    /// Runners that do not count as one of `threads` ([`Seat::excused`]).
+    excused: usize,
 }
 
 /// The runners of one worker.
@@ -104,6 +139,7 @@ impl Pool {
                 taken: 0,
                 closing: false,
                 alive: 0,
+                excused: 0,
             }),
             threads_max: threads_max.max(1),
             access,
@@ -149,6 +185,17 @@ impl Pool {
         lock(&self.queue).spare.push(exchange);
     }
 
+    /// What the runners have in hand.
+    pub(super) fn works(&self, into: &mut Vec<Work>) {
+        into.extend(lock(&self.queue).seats.iter().filter_map(|seat| seat.work()));
+    }
+
+    /// Whether a runner still has this request in hand.
+    #[must_use]
+    pub(super) fn still_has(&self, work: &Work) -> bool {
+        lock(&self.queue).seats.iter().any(|seat| seat.taken.load(Ordering::Acquire) == work.taken)
+    }
+
     /// Requests that wait for a runner.
     #[must_use]
     pub(super) fn waiting(&self) -> usize {
@@ -168,12 +215,13 @@ impl Pool {
             *watch = Watch { taken: queue.taken, still_ns: now, busy_ns: now };
             return;
         }
-        let all_out = queue.parked.is_empty() && queue.seats.len() >= self.threads_max;
+        let threads_max = self.threads_max + queue.excused;
+        let all_out = queue.awake >= threads_max;
         if all_out || now - watch.still_ns < BLOCKING_NS {
             return;
         }
         // About 5 microseconds each, once in a millisecond in which nothing moves anyway.
-        let at_work = queue.seats.iter().filter(|seat| seat.at_work.load(Ordering::Relaxed));
+        let at_work = queue.seats.iter().filter(|seat| seat.is_at_work());
         let clocks: Vec<ThreadClock> = at_work.filter_map(|seat| *lock(&seat.clock)).collect();
         drop(queue);
         watch.still_ns = now;
@@ -186,7 +234,7 @@ impl Pool {
         if let Some(seat) = queue.wake() {
             drop(queue);
             seat.parker.unpark();
-        } else if queue.seats.len() < self.threads_max {
+        } else if queue.seats.len() < threads_max {
             drop(queue);
             self.spawn(app);
         }
@@ -219,7 +267,9 @@ impl Pool {
         queue.seats.push(Arc::new(Seat {
             parker: Parker::new(),
             clock: Mutex::new(None),
-            at_work: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            token: AtomicU64::new(0),
+            excused: AtomicBool::new(false),
         }));
         queue.awake += 1;
         queue.alive += 1;
@@ -243,7 +293,9 @@ impl Pool {
             let Turn { mut exchange, taken, alone } = turn;
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
-            seat.at_work.store(true, Ordering::Relaxed);
+            let Token { slot, generation } = exchange.request.link().token();
+            seat.token.store(u64::from(slot) | u64::from(generation) << 32, Ordering::Relaxed);
+            seat.taken.store(taken, Ordering::Release);
             // A panic is a bug of ours; it shall cost the request that met it, not the runner and its client's wait.
             if catch_unwind(AssertUnwindSafe(|| runner.run(&mut exchange))).is_err() {
                 error!("a runner panicked; this is a bug of the server");
@@ -251,7 +303,7 @@ impl Pool {
             if !exchange.reply.is_finished() {
                 exchange.reply.fail(500, "");
             }
-            seat.at_work.store(false, Ordering::Relaxed);
+            seat.taken.store(0, Ordering::Release);
             if let Some(access) = &self.access {
                 access.record(&exchange);
             }
@@ -282,9 +334,14 @@ impl Pool {
         {
             queue.spare.push(exchange);
         }
-        // Others took requests while this one held the interpreter for a quick one: one too many is awake.
-        let mut surplus =
-            quick.is_some_and(|taken| queue.taken != taken) && queue.awake > 1 && !queue.closing;
+        if seat.excused.load(Ordering::Relaxed) && seat.excused.swap(false, Ordering::Relaxed) {
+            queue.excused -= 1;
+        }
+        // Others took requests while this one held the interpreter for a quick one: one too many is awake. Or it comes
+        // back when another runner has taken its place.
+        let mut surplus = !queue.closing
+            && (quick.is_some_and(|taken| queue.taken != taken) && queue.awake > 1
+                || queue.awake > self.threads_max + queue.excused);
         loop {
             if !surplus && let Some(exchange) = queue.ready.pop_front() {
                 queue.taken += 1;
@@ -362,7 +419,10 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut queue = lock(&self.pool.queue);
         let seat = Arc::clone(&queue.seats[self.index]);
-        seat.at_work.store(false, Ordering::Relaxed);
+        seat.taken.store(0, Ordering::Release);
+        if seat.excused.swap(false, Ordering::Relaxed) {
+            queue.excused -= 1;
+        }
         *lock(&seat.clock) = None;
         match queue.parked.iter().position(|parked| *parked == self.index) {
             Some(at) => drop(queue.parked.remove(at)),
