@@ -79,6 +79,8 @@ pub(super) struct Io {
     told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
+    /// It has slept already since the last turn.
+    rested: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -142,6 +144,7 @@ impl Io {
             stuck: None,
             told_last: false,
             waiting: 0,
+            rested: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -172,6 +175,10 @@ impl Io {
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
+            if self.waiting > 0 && self.pool.rest() {
+                self.waiting = self.pool.waiting();
+                self.rested = true;
+            }
             self.turn()?;
             pulse(self.now_ms, std::mem::take(&mut self.begun));
             if self.waiting > 0 {
@@ -191,6 +198,7 @@ impl Io {
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
+        self.rested = false;
         let mut events = std::mem::take(&mut self.events);
         self.driver.turn(Some(timeout), &mut events)?;
         self.now_ms = self.driver.now_ms();
@@ -270,7 +278,7 @@ impl Io {
     fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
-            ms = BATCH_CHECK_MS;
+            ms = if self.rested { 0 } else { BATCH_CHECK_MS };
         }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
