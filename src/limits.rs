@@ -89,6 +89,14 @@ pub const LOG_LINE_BYTES_MAX: usize = 64 * 1024;
 /// they are freed, so that a burst does not cost memory for ever.
 pub const SPARE_EXCHANGES_MAX: usize = 256;
 
+/// Pieces of blocking work of one native worker that wait for its threads; more are refused, and the service
+/// decides what that means to its client.
+pub const BLOCKING_QUEUE_MAX: usize = 1024;
+
+/// Bytes of answers that a native service gives in one go before they are sent: more would only wait in our
+/// memory for the socket's.
+pub const INLINE_OUT_BYTES: usize = 64 * 1024;
+
 /// Milliseconds between looks at the runners while requests wait (see `worker::pool`).
 pub const BATCH_CHECK_MS: u64 = 1;
 

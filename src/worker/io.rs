@@ -4,6 +4,8 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
+pub(super) mod inline;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use self::inline::Inline;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
 use super::pool::{Pool, Watch, Work};
@@ -49,6 +52,8 @@ pub(super) struct Io {
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
+    /// A native service, which answers on this thread; then no request goes to the pool.
+    inline: Option<Box<Inline>>,
     port: Arc<Port>,
     blank: Option<Box<Exchange>>,
     #[expect(
@@ -128,6 +133,7 @@ impl Io {
             rules,
             pool,
             app,
+            inline: None,
             port,
             blank: None,
             batch: Vec::new(),
@@ -200,7 +206,10 @@ impl Io {
         let timeout = self.timeout();
         self.rested = false;
         let mut events = std::mem::take(&mut self.events);
-        self.driver.turn(Some(timeout), &mut events)?;
+        match &mut self.inline {
+            None => self.driver.turn(Some(timeout), &mut events)?,
+            Some(inline) => inline.wait(&mut *self.driver, self.now_ms, timeout, &mut events)?,
+        }
         self.now_ms = self.driver.now_ms();
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
@@ -230,6 +239,9 @@ impl Io {
             if !self.crowded {
                 self.open();
             }
+        }
+        if let Some(inline) = &mut self.inline {
+            inline.run_tasks(self.now_ms);
         }
         if !self.batch.is_empty() {
             self.waiting = self.pool.submit(&mut self.batch);
@@ -492,6 +504,17 @@ impl Io {
                 return used;
             }
             match &mut conn.phase {
+                Phase::Head if self.inline.is_some() => {
+                    if used > 0 && self.rules.policy.is_relaxed() {
+                        // `consume_input` goes on, with what the next head is forgiven.
+                        return used;
+                    }
+                    let (count, goes_on) = self.serve_inline(token, rest);
+                    used += count;
+                    if !goes_on {
+                        return used;
+                    }
+                }
                 Phase::Head => {
                     let mut exchange = self.blank.take().unwrap_or_else(|| self.pool.blank());
                     let parsed = exchange.request.head.parse(
@@ -643,6 +666,9 @@ impl Io {
     }
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
+        if self.inline.is_some() {
+            return self.serve_gathered(token, exchange, stream);
+        }
         let Some(conn) = self.conns.get(token) else { return };
         exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
@@ -856,7 +882,7 @@ impl Io {
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
-        conn.link.conclude();
+        conn.link.conclude(Outcome::Close);
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
