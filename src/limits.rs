@@ -177,3 +177,18 @@ pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 
 /// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
 pub const QUICK_STOP_MS: u64 = 300;
+
+/// Clients of the control socket at the same time: a few people, a few scripts.
+pub const CONTROL_CLIENTS_MAX: usize = 16;
+
+/// Bytes of one request on the control socket; a command is a few words.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// Milliseconds that a client of the control socket has to complete a request, or to take an answer.
+pub const CONTROL_PATIENCE_MS: u64 = 5_000;
+
+/// Milliseconds that a client of the control socket may be silent between two requests; gunicorn's.
+pub const CONTROL_IDLE_MS: u64 = 300_000;
+
+/// Control sockets of one directory that are looked at.
+pub const CONTROL_NAMES_MAX: usize = 64;
