@@ -136,6 +136,16 @@ pub const REPORTS_WAITING_MAX: usize = 32;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
+/// Milliseconds between looks whether clients wait while a worker has all the connections that it may have.
+pub const ROOM_CHECK_MS: u64 = 50;
+
+/// Milliseconds that a connection is idle at least before it ends for a client that waits: a request may be on its
+/// way on a younger one.
+pub const ROOM_IDLE_MS: u64 = 500;
+
+/// One in so many of a full worker's connections ends at a time.
+pub const ROOM_SHARE: usize = 16;
+
 /// Milliseconds between two lines of the log about accepting that fails: the cause lasts, the line need not
 /// be repeated ten times a second.
 pub const ACCEPT_WARN_MS: u64 = 10_000;
@@ -175,3 +185,18 @@ pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 
 /// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
 pub const QUICK_STOP_MS: u64 = 300;
+
+/// Clients of the control socket at the same time: a few people, a few scripts.
+pub const CONTROL_CLIENTS_MAX: usize = 16;
+
+/// Bytes of one request on the control socket; a command is a few words.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// Milliseconds that a client of the control socket has to complete a request, or to take an answer.
+pub const CONTROL_PATIENCE_MS: u64 = 5_000;
+
+/// Milliseconds that a client of the control socket may be silent between two requests; gunicorn's.
+pub const CONTROL_IDLE_MS: u64 = 300_000;
+
+/// Control sockets of one directory that are looked at.
+pub const CONTROL_NAMES_MAX: usize = 64;

@@ -26,7 +26,8 @@ use crate::app::{
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS, ROOM_CHECK_MS,
+    ROOM_IDLE_MS, ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -46,6 +47,8 @@ pub(super) struct Io {
     doors: Vec<Door>,
     /// Accepting is off until there is room (`worker_connections`).
     crowded: bool,
+    /// When to look again whether somebody waits for room.
+    room_ms: u64,
     /// When to try again to accept, after the process ran out of descriptors.
     accept_again_ms: Option<u64>,
     /// When the log was last told that accepting fails.
@@ -129,6 +132,7 @@ impl Io {
             wheel: Wheel::new(now_ms),
             doors,
             crowded: false,
+            room_ms: 0,
             accept_again_ms: None,
             accept_warned_ms: None,
             rules,
@@ -241,6 +245,9 @@ impl Io {
                 self.open();
             }
         }
+        if self.crowded && self.room_ms <= self.now_ms {
+            self.make_room();
+        }
         if let Some(inline) = &mut self.inline {
             inline.run_tasks(self.now_ms);
         }
@@ -296,6 +303,9 @@ impl Io {
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
         }
+        if self.crowded {
+            ms = ms.min(self.room_ms.saturating_sub(self.now_ms));
+        }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining, Some(self.overdue.next_ms())]
             .into_iter()
             .flatten()
@@ -337,17 +347,54 @@ impl Io {
         let trusted = self.rules.trusts(&peer);
         let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
         let port = Arc::clone(&self.port);
+        let now_ms = self.now_ms;
         let token = self.conns.insert(|token| {
-            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy)
+            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy, now_ms)
         });
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
         if self.conns.len() >= self.rules.connections_max && !self.crowded {
             // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
             self.crowded = true;
+            self.room_ms = self.now_ms;
             for index in 0..self.doors.len() {
                 self.driver.stop_accept(index);
             }
+        }
+    }
+
+    /// Ends the longest idle connections if there is no room for clients that wait. An idle client can connect
+    /// again; one that waits has no other way in.
+    fn make_room(&mut self) {
+        self.room_ms = self.now_ms + ROOM_CHECK_MS;
+        if self.leaving.is_some() || !self.doors.iter().any(Door::has_waiting) {
+            return;
+        }
+        let mut idle = Vec::new();
+        for token in self.conns.tokens() {
+            if let Some(since_ms) = self.conns.get(token).and_then(|conn| conn.idle_since_ms())
+                && since_ms + ROOM_IDLE_MS <= self.now_ms
+            {
+                idle.push((since_ms, token));
+            }
+        }
+        // Some at once, because looking for them means looking at all.
+        let count = idle.len().min(self.conns.len().div_ceil(ROOM_SHARE));
+        if count == 0 {
+            return;
+        }
+        if count < idle.len() {
+            idle.select_nth_unstable_by_key(count, |&(since_ms, _)| since_ms);
+        }
+        if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
+            self.accept_warned_ms = Some(self.now_ms);
+            warn!(
+                "all {} connections of this worker are taken (worker_connections): idle ones end for newcomers",
+                self.rules.connections_max
+            );
+        }
+        for &(_, token) in &idle[..count] {
+            self.close(token);
         }
     }
 
@@ -988,6 +1035,9 @@ impl Io {
         // The close of an answer whose head left before the draining began could not be announced.
         let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
         self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
+        if let Some(conn) = self.conns.get(token) {
+            conn.idle_ms = self.now_ms;
+        }
     }
 
     /// Gives the client `response_timeout` to take something of its answer.

@@ -602,6 +602,30 @@ fn above_the_connection_limit_clients_wait_and_are_served_later() {
     });
 }
 
+/// Without it, as many idle clients as `worker_connections` shut everybody else out until `keepalive` ends them.
+#[test]
+fn an_idle_connection_ends_for_a_client_that_finds_no_room() {
+    on_both(|io| {
+        let few = Rules { connections_max: 2, ..rules() };
+        let server = Server::start(io, 1, few, echo);
+        let mut first = server.connect();
+        first.write_all(get("/1").as_bytes()).unwrap();
+        read_until(&mut first, "GET /1 0\n");
+        let mut second = server.connect();
+        second.write_all(get("/2").as_bytes()).unwrap();
+        read_until(&mut second, "GET /2 0\n");
+        let mut third = server.connect();
+        third.write_all(get("/3").as_bytes()).unwrap();
+        read_until(&mut third, "GET /3 0\n");
+        // Idle for as long as the clock can tell: either may be the one. Its end came before the third was let in.
+        let ended = [&mut first, &mut second].map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0; 1]).is_ok_and(|count| count == 0)
+        });
+        assert!(ended[0] != ended[1], "{ended:?}");
+    });
+}
+
 #[test]
 fn a_graceful_stop_finishes_what_was_begun_and_announces_the_close() {
     on_both(|io| {
