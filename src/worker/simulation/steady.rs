@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use super::super::Door;
+use super::super::access::Recorder;
 use super::super::io::Io;
 use super::super::pool::Pool;
 use super::{Nobody, rules};
@@ -59,7 +60,7 @@ impl Steady {
         let (sim, network) = Sim::new(1).expect("a simulated driver");
         clock::simulate(Some(sim.now_ms()));
         let port = Arc::new(Port::new(sim.waker()));
-        let pool = Arc::new(Pool::new(1, None));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
         let door = Door {
             fd: File::open("/dev/null").expect("/dev/null").into(),
             listener: Arc::new(Listener::inet(([127, 0, 0, 1], 80).into())),
