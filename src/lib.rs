@@ -82,10 +82,12 @@
 //! | [`native`] | serving Rust: [`Server`] |
 //! | [`app`] | what an application sees: requests, replies; `app::python` is the WSGI bridge |
 //! | [`observe`] | access log, error log |
+//! | [`ctl`] | the operator's command `ringhorn ctl` |
 //! | [`sys`] | the system calls that have no safe wrapper elsewhere |
 
 pub mod app;
 pub mod config;
+pub mod ctl;
 pub mod error;
 pub mod http;
 pub mod limits;

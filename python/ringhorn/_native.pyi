@@ -5,6 +5,7 @@ from typing import Any
 
 __version__: str
 SERVER_SOFTWARE: str
+COMMANDS: tuple[str, ...]
 
 def main(argv: list[str]) -> int:
     """Run the server until it is told to stop, and return the exit code of the process.
@@ -15,6 +16,9 @@ def main(argv: list[str]) -> int:
     failed, 2 for a wrong command line, 3 when a worker failed to boot, 4 when the application
     failed to load.
     """
+
+def operate(argv: list[str]) -> int:
+    """Run one of COMMANDS with its arguments, and return its exit code. ``argv`` begins with its name."""
 
 def serve(
     load: Callable[[], Any] | None,
@@ -51,6 +55,9 @@ def log(level: int, message: str) -> None:
 
 def signal_worker(number: int) -> None:
     """Give this process, a worker, a signal as if it had come from outside."""
+
+def flush_log() -> None:
+    """Wait, for a bounded time, until the log is written: this process is about to end."""
 
 def is_leaving() -> bool:
     """Whether this process is a worker that was told to leave."""
