@@ -93,13 +93,13 @@ lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --features simulation --bench request --bench instructions -- -D warnings
-	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps
+	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python,tower -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps --features tower
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
 	cargo clippy --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
-	cargo test --locked
+	cargo test --locked --features tower
 
 # Every benchmark once, to see that it still runs.
 bench-test:
