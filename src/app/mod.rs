@@ -16,7 +16,7 @@ pub mod python;
 pub use body::{Body, BodyError, BodyStream, BodyWaiter, Progress};
 pub use exchange::{Exchange, Listener, Peer, Request, Scheme};
 pub use link::{Flushed, Held, Link, Outcome, Port, Standing};
-pub use reply::{Gone, Reply, ReplyError, Sent, refusal};
+pub use reply::{Gone, Reply, ReplyError, Sent, own_answer, refusal};
 
 /// An application, as the worker runs it.
 pub trait Application: Send + Sync {

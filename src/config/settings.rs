@@ -855,6 +855,34 @@ pub static SETTINGS: &[Setting] = &[
         int(2),
         "Seconds for a client to take the last bytes at a close",
     ),
+    setting(
+        Ringhorn,
+        "metrics_bind",
+        &["--metrics-bind"],
+        Text,
+        UNSET,
+        "Metrics for Prometheus on HOST:PORT or unix:PATH",
+    )
+    .computed("none")
+    .start(),
+    setting(
+        Ringhorn,
+        "health_path",
+        &["--health-path"],
+        Text,
+        UNSET,
+        "Path answered 200 while the server lives",
+    )
+    .computed("none"),
+    setting(
+        Ringhorn,
+        "ready_path",
+        &["--ready-path"],
+        Text,
+        UNSET,
+        "Path answered 200 when ready, 503 when stopping",
+    )
+    .computed("none"),
     // Hooks
     setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets"),
     setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on"),

@@ -5,12 +5,14 @@
 //!   things go wrong.
 //! - [`access_log`] turns the facts of one request into a line, and [`writer`] keeps those lines
 //!   away from the threads that serve: a slow disk or a full pipe costs lines, not requests.
+//! - [`prometheus`] shows what workers and master have counted.
 //! - [`statsd`] sends a datagram per request, when somebody collects metrics.
 //!
 //! Nothing here decides anything; without this module the server would serve the same.
 
 pub mod access_log;
 pub mod error_log;
+pub mod prometheus;
 pub mod statsd;
 pub mod writer;
 

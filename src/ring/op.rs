@@ -162,6 +162,11 @@ pub trait Driver {
     /// Only what makes the backend unusable.
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
 
+    /// How often a connection's bytes had to wait, because all receive buffers were in use.
+    fn buffer_waits(&self) -> u64 {
+        0
+    }
+
     /// A handle with which any thread, or a signal handler, makes `turn` return.
     fn waker(&self) -> Waker;
 }

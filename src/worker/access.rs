@@ -10,7 +10,6 @@ use crate::config::Settings;
 use crate::http::Version;
 use crate::limits::LOG_FLUSH_MS;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
-use crate::sys::clock;
 
 /// The access log of one worker.
 pub(super) struct AccessLog {
@@ -29,14 +28,13 @@ impl AccessLog {
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }
 
-    /// Writes the line of a finished exchange. Called on the runner's thread.
-    pub(super) fn record(&self, exchange: &Exchange) {
+    /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock. Called on the runner's thread.
+    pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         thread_local! {
             static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         let received = exchange.request.received_ns;
-        let now = clock::monotonic_ns();
-        let view = View { exchange, duration: Duration::from_nanos(now.saturating_sub(received)) };
+        let view = View { exchange, duration: Duration::from_nanos(now_ns.saturating_sub(received)) };
         LINE.with_borrow_mut(|line| {
             line.clear();
             self.format.format(&view, line);

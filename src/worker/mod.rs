@@ -10,6 +10,7 @@ mod pool;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use self::access::AccessLog;
 use self::io::Io;
 use self::pool::Pool;
+use self::status::Status;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
 use crate::error::{Exit, StartError};
@@ -38,7 +40,7 @@ use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
-use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
+use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
 use crate::sys::{atfork, process, rlimit, signal};
 
@@ -47,6 +49,8 @@ struct Door {
     fd: OwnedFd,
     listener: Arc<Listener>,
     accepting: Accepting,
+    /// It is the metrics address.
+    observer: bool,
 }
 
 impl Door {
@@ -56,7 +60,12 @@ impl Door {
             LocalAddr::Unix(path) => Listener::unix(path),
         };
         atfork::note(from.fd.as_raw_fd());
-        Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting }
+        Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting, observer: false }
+    }
+
+    /// The metrics address.
+    fn for_observers(from: WorkerListener) -> Self {
+        Self { observer: true, ..Self::new(from) }
     }
 
     fn fd(&self) -> RawFd {
@@ -260,7 +269,8 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let pool = Arc::new(Pool::new(context.settings.threads, access.clone()));
+    let meter = meter(&context);
+    let pool = Arc::new(Pool::new(context.settings.threads, access.clone()).measured_by(meter));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
         thread::Builder::new()
@@ -354,12 +364,19 @@ fn serve(
     choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
-    let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
+    let mut doors: Vec<Door> = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
+    doors.extend(std::mem::take(&mut context.metrics_listeners).into_iter().map(Door::for_observers));
+    let meter = meter(&context);
     let rules = Arc::new(Rules::new(
         &context.settings,
-        access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
+        access.is_some()
+            || context.settings.python_log
+            || observe::statsd::metrics().is_some()
+            || meter.is_some(),
     ));
+    let status = Status::new(&context.settings, &context.shared);
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(Port::new(waker.clone())));
+    io.observe(status, meter);
     io.open();
     context.set_ready();
     let requests_max = requests_max(&context.settings);
@@ -381,6 +398,11 @@ fn serve(
     });
     let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
+}
+
+/// Where this worker counts; nowhere unless somebody asks for metrics.
+fn meter(context: &WorkerContext) -> Option<Meter> {
+    context.settings.metrics_bind.as_ref().and_then(|_| context.shared.meter(context.record))
 }
 
 /// After how many requests this worker is replaced: `max_requests` with its jitter.
