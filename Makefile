@@ -5,6 +5,7 @@
 #   make pythons    the Python tests on each of $(PYTHONS) found here
 #   make check      formatting and lints only
 #   make wheel      the release wheel, installed into $(VENV)
+#   make loadtest   the load generator, ringhorn-loadtest
 #   make clean      remove what was built and installed
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ example := examples/django
 python_id := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:3], sys.base_prefix)' 2>/dev/null)
 wheel_sources := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: help demo test check lint rust-test pytest wheel pythons clean FORCE
+.PHONY: help demo test check lint rust-test loadtest loadtest-test pytest wheel pythons clean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -91,9 +92,18 @@ lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
+	cargo fmt --check --manifest-path loadtest/Cargo.toml
+	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
 	cargo test --locked
+
+# The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies.
+loadtest:
+	cargo build --release --locked --manifest-path loadtest/Cargo.toml
+
+loadtest-test:
+	cargo test --locked --manifest-path loadtest/Cargo.toml
 
 pytest: $(VENV)/.wheel $(VENV)/.tests
 	$(bin)/python -m pytest $(PYTEST_ARGS)
@@ -102,6 +112,7 @@ pytest: $(VENV)/.wheel $(VENV)/.tests
 test:
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory rust-test
+	$(MAKE) --no-print-directory loadtest-test
 	$(MAKE) --no-print-directory pytest
 
 # An interpreter is found on PATH, or among those that pyenv keeps. One that is missing is named at the end.
@@ -122,5 +133,6 @@ pythons:
 
 clean:
 	cargo clean
+	cargo clean --manifest-path loadtest/Cargo.toml
 	rm -rf .venv .venv-3.* dist .pytest_cache $(example)/db.sqlite3*
 	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

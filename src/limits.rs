@@ -111,6 +111,10 @@ pub const ACCEPT_WARN_MS: u64 = 10_000;
 /// too. Closing at once would reset the connection and may destroy the answer.
 pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Connections of a worker that wait at the same time for the client to close too; a further one takes the place
+/// of nobody and is closed at once. Each holds a descriptor for up to `linger_timeout`.
+pub const LINGERING_MAX: usize = 4096;
+
 /// Milliseconds that an idle connection stays open when its worker leaves, for a request that is already
 /// on its way.
 pub const DRAIN_IDLE_MS: u64 = 500;

@@ -45,6 +45,10 @@ class Settings(TypedDict, total=False):
     body_timeout: float
     response_timeout: float
     linger_timeout: float
+    drain_delay: float
+    max_worker_memory: int | str
+    max_worker_age: float
+    max_worker_age_jitter: float
     forwarded_allow_ips: Text
     secure_scheme_headers: Mapping[str, str]
     forwarder_headers: Text

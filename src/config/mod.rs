@@ -191,6 +191,14 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
+    /// Time that the server goes on serving after TERM, while it says that it is not ready. Zero means none.
+    pub drain_delay: Duration,
+    /// Bytes of resident memory at which a worker is replaced; 0 means never.
+    pub max_worker_memory: u64,
+    /// Time after which a worker is replaced.
+    pub max_worker_age: Duration,
+    /// Random addition to `max_worker_age`, at most.
+    pub max_worker_age_jitter: Duration,
     /// Which PROXY headers connections may begin with.
     pub proxy_protocol: ProxyMode,
     /// Peers that may send one.
@@ -770,6 +778,10 @@ fn build(
         body_timeout: values.duration("body_timeout"),
         response_timeout: values.duration("response_timeout"),
         linger_timeout: values.duration("linger_timeout"),
+        drain_delay: values.duration("drain_delay"),
+        max_worker_memory: values.number("max_worker_memory"),
+        max_worker_age: values.duration("max_worker_age"),
+        max_worker_age_jitter: values.duration("max_worker_age_jitter"),
         proxy_protocol: match values.text("proxy_protocol").as_deref() {
             Some("v1") => ProxyMode::V1,
             Some("v2") => ProxyMode::V2,

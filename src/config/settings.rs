@@ -883,6 +883,39 @@ pub static SETTINGS: &[Setting] = &[
         "Path answered 200 when ready, 503 when stopping",
     )
     .computed("none"),
+    setting(
+        Ringhorn,
+        "drain_delay",
+        &["--drain-delay"],
+        Seconds,
+        int(0),
+        "Seconds the server still serves after TERM, not ready",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_memory",
+        &["--max-worker-memory"],
+        Bytes,
+        int(0),
+        "Resident bytes at which a worker is replaced; 0 = never",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_age",
+        &["--max-worker-age"],
+        Seconds,
+        int(0),
+        "Seconds after which a worker is replaced; 0 = never",
+    ),
+    setting(
+        Ringhorn,
+        "max_worker_age_jitter",
+        &["--max-worker-age-jitter"],
+        Seconds,
+        int(0),
+        "Random addition to max_worker_age, at most",
+    )
+    .rare(),
     // Hooks
     setting(Hooks, "on_starting", &[], Hook(&[1]), UNSET, "Before the master opens its sockets"),
     setting(Hooks, "on_reload", &[], Hook(&[1]), UNSET, "While a reload is going on"),

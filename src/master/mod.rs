@@ -594,6 +594,7 @@ impl<'h> Master<'h> {
                     Action::Upgrade => self.upgrade(),
                     Action::Steer { slots } => self.listeners.steer(slots),
                     Action::CloseSlot { slot } => self.listeners.close_slot(slot),
+                    Action::NotReady => self.shared.server().set_stopping(),
                     Action::StopListening => {
                         self.service.stopping(self.next_master);
                         // A unix socket's file is the other master's, while there is one. And a load balancer
@@ -1001,6 +1002,7 @@ fn rules(settings: &Settings) -> Rules {
         workers: settings.workers,
         timeout_ms: milliseconds(settings.timeout),
         graceful_ms: milliseconds(settings.graceful_timeout),
+        drain_ms: milliseconds(settings.drain_delay),
         daemon: settings.daemon,
     }
 }
@@ -1100,6 +1102,12 @@ fn log(note: &Note) {
         Note::Handling(signal) => {
             let name = signal::name(signal.as_raw());
             info!("Handling signal: {}", name.trim_start_matches("SIG").to_lowercase());
+        }
+        Note::Drains { delay_ms } => {
+            let seconds = Duration::from_millis(*delay_ms).as_secs_f32();
+            info!(
+                "Not ready from now on; the stop begins in {seconds:.1} s (drain_delay), or with another TERM"
+            );
         }
         Note::Ignored(signal, why) => warn!("{} has no effect: {why}", signal::name(signal.as_raw())),
         Note::GenerationDropped { pid } => {

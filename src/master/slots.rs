@@ -41,6 +41,8 @@ pub(super) struct Rules {
     pub(super) timeout_ms: u64,
     /// Time from a stop to SIGKILL, in ms.
     pub(super) graceful_ms: u64,
+    /// Time from TERM to the stop, in ms.
+    pub(super) drain_ms: u64,
     /// Whether the server is in the background: then WINCH is an operator's, not a terminal's.
     pub(super) daemon: bool,
 }
@@ -66,6 +68,8 @@ pub(super) enum Action {
     Steer { slots: usize },
     /// The last slot has no worker any more: close its listeners.
     CloseSlot { slot: usize },
+    /// The server stops in a while, and serves until then: load balancers are to send nobody any more.
+    NotReady,
     /// A stop begins: nobody new should find the way here (unix sockets are unlinked).
     StopListening,
     /// Write a line to the log.
@@ -79,6 +83,8 @@ pub(super) enum Action {
 pub(super) enum Note {
     /// A signal came.
     Handling(Signal),
+    /// The stop begins after `drain_delay`, which is this long.
+    Drains { delay_ms: u64 },
     /// A signal came that has no effect now; why.
     Ignored(Signal, &'static str),
     /// A worker ended; `sent` is the last signal it got from us.
@@ -131,6 +137,8 @@ pub(super) struct Slots {
     earlier: bool,
     /// WINCH: no workers until HUP.
     resting: bool,
+    /// TERM came, and the stop begins at this time (`drain_delay`).
+    stop_ms: Option<u64>,
     /// The master that USR2 started.
     next_master: Option<Pid>,
     /// This master was started by USR2, and the old one is still there.
@@ -199,6 +207,7 @@ impl Slots {
             fallback: None,
             earlier: false,
             resting: false,
+            stop_ms: None,
             next_master: None,
             junior,
             ready_once: false,
@@ -234,6 +243,7 @@ impl Slots {
             _ => None,
         };
         let retire = retire.filter(|_| running);
+        let deadline = deadline.or(self.stop_ms.filter(|_| running));
         due.chain(aborted).chain(watch).chain(retire).chain(leave).chain(deadline).min()
     }
 
@@ -310,7 +320,11 @@ impl Slots {
         worker.seen.spent |= seen.spent;
         worker.seen.heartbeat_ms = seen.heartbeat_ms;
         // Every worker that has the file says so, some of them late: one reload is enough for all.
-        if seen.changed_ms > self.asked_ms && self.phase == Phase::Running && !self.resting {
+        if seen.changed_ms > self.asked_ms
+            && self.phase == Phase::Running
+            && self.stop_ms.is_none()
+            && !self.resting
+        {
             self.asked_ms = now_ms.max(seen.changed_ms);
             self.actions.push(Action::Reload);
         }
@@ -420,8 +434,19 @@ impl Slots {
             Signal::WINCH if !self.rules.daemon => return,
             _ => self.actions.push(Action::Log(Note::Handling(signal))),
         }
+        let drains = self.stop_ms.is_some() && running;
         match signal {
+            // In an upgrade another master takes what load balancers send.
+            Signal::TERM if running && !drains && self.rules.drain_ms > 0 && !self.is_sharing() => {
+                self.stop_ms = Some(now_ms + self.rules.drain_ms);
+                self.actions.push(Action::NotReady);
+                self.actions.push(Action::Log(Note::Drains { delay_ms: self.rules.drain_ms }));
+            }
+            // The second one ends the delay.
             Signal::TERM if running => self.stop(Exit::Done, Signal::TERM, now_ms),
+            Signal::HUP | Signal::USR2 | Signal::TTIN | Signal::TTOU | Signal::WINCH if drains => {
+                self.ignore(signal, "the server is about to stop");
+            }
             Signal::INT | Signal::QUIT => match self.phase {
                 Phase::Running => self.stop(Exit::Done, Signal::QUIT, now_ms),
                 Phase::Stopping { exit, deadline_ms, expired } => {
@@ -537,6 +562,9 @@ impl Slots {
         }
         self.last_turn_ms = now_ms;
         match self.phase {
+            Phase::Running if self.stop_ms.is_some_and(|at_ms| now_ms >= at_ms) => {
+                self.stop(Exit::Done, Signal::TERM, now_ms);
+            }
             Phase::Running => {
                 self.retire_slots(now_ms);
                 self.fill(now_ms);
@@ -821,7 +849,8 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { workers: 2, timeout_ms: 5_000, graceful_ms: 30_000, daemon: false };
+    const RULES: Rules =
+        Rules { workers: 2, timeout_ms: 5_000, graceful_ms: 30_000, drain_ms: 0, daemon: false };
 
     impl Slots {
         /// The newest process of a slot.
@@ -913,6 +942,7 @@ mod tests {
                         | Action::DropGeneration
                         | Action::ForgetEarlier
                         | Action::Upgrade
+                        | Action::NotReady
                         | Action::Steer { .. } => self.asked.push(action),
                         Action::StopListening => {
                             assert!(!self.stopping, "a stop begins once");
@@ -1188,6 +1218,49 @@ mod tests {
         world.end(1, Ending::Code(0));
         assert_eq!(world.finished, Some(Exit::Done));
         assert_eq!(world.killed.len(), 2, "a second TERM changes nothing");
+    }
+
+    /// Load balancers take a while to notice that nobody should be sent here any more.
+    #[test]
+    fn term_with_a_delay_serves_on_replaces_the_dead_and_then_stops() {
+        let mut world = World::serving();
+        world.slots.rules.drain_ms = 10_000;
+        let pid = world.slots.pid(1).unwrap();
+        world.signal(Signal::TERM);
+        assert!(!world.stopping && world.asked.contains(&Action::NotReady));
+        assert_eq!(world.signals_to(pid), []);
+        world.end(0, Ending::Signal(9));
+        world.pass(1);
+        world.ready(0);
+        for signal in [Signal::HUP, Signal::USR2, Signal::TTIN, Signal::TTOU] {
+            let before = world.asked.len();
+            world.signal(signal);
+            assert_eq!(world.asked.len(), before, "{signal:?} changes a server that is about to stop");
+        }
+        world.carry_on(9_000);
+        assert!(!world.stopping);
+        world.carry_on(1_000);
+        assert!(world.stopping);
+        assert_eq!(world.signals_to(pid), [Signal::TERM]);
+        // graceful_timeout counts from here.
+        world.pass(29_000);
+        assert_eq!(world.signals_to(pid), [Signal::TERM]);
+        world.end(0, Ending::Code(0));
+        world.end(1, Ending::Code(0));
+        assert_eq!(world.finished, Some(Exit::Done));
+    }
+
+    #[test]
+    fn a_second_term_ends_the_delay_and_int_and_quit_know_none() {
+        for signals in [&[Signal::TERM, Signal::TERM][..], &[Signal::TERM, Signal::INT], &[Signal::QUIT]] {
+            let mut world = World::serving();
+            world.slots.rules.drain_ms = 10_000;
+            for signal in signals {
+                assert!(!world.stopping);
+                world.signal(*signal);
+            }
+            assert!(world.stopping, "{signals:?}");
+        }
     }
 
     #[test]

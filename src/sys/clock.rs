@@ -1,5 +1,6 @@
 //! Clocks: the monotonic one decides, the wall clock is for `Date` and log lines only.
 
+use std::mem::MaybeUninit;
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,10 +46,15 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-/// Seconds since 1970 as of the last timer tick, for the `Date` of responses.
+/// Seconds since 1970 as of the last timer tick, for the `Date` of responses. It is libc's call, as all that read
+/// the wall clock are: the fault tests put another one in its place, to see what a clock that jumps does.
 #[must_use]
 pub fn unix_seconds() -> u64 {
-    clock_gettime(ClockId::RealtimeCoarse).tv_sec.unsigned_abs()
+    let mut time = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: `time` is a valid place for a timespec. The call fails only for a clock that does not exist.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, time.as_mut_ptr()) };
+    // SAFETY: zeroes are a timespec, and so is what the call has written.
+    unsafe { time.assume_init() }.tv_sec.unsigned_abs()
 }
 
 /// A moment in the machine's time zone.

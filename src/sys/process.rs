@@ -166,6 +166,19 @@ pub fn thread_count() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }
 
+/// Bytes of this process's memory that are in RAM, those that it shares with others included; `None` without /proc.
+///
+/// # Source
+/// proc(5), `/proc/[pid]/statm`, field 2.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: sysconf(3) has no conditions on memory.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(pages * u64::try_from(page).ok()?)
+}
+
 /// Puts the calling thread under SCHED_BATCH: it does not preempt others when it wakes.
 ///
 /// # Errors
@@ -277,6 +290,14 @@ mod tests {
             initgroups: true,
         };
         assume(same).unwrap();
+    }
+
+    #[test]
+    fn memory_that_is_written_is_resident() {
+        let before = resident_bytes().unwrap();
+        let held = std::hint::black_box(vec![1_u8; 64 << 20]);
+        assert!(resident_bytes().unwrap() > before + (32 << 20));
+        drop(held);
     }
 
     #[test]

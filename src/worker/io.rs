@@ -22,7 +22,7 @@ use crate::app::{
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -38,6 +38,8 @@ pub(super) struct Io {
     driver: Box<dyn Driver>,
     now_ms: u64,
     conns: Table<Conn>,
+    /// How many of them wait for the client to close.
+    lingering: usize,
     wheel: Wheel,
     doors: Vec<Door>,
     /// Accepting is off until there is room (`worker_connections`).
@@ -122,6 +124,7 @@ impl Io {
             driver,
             now_ms,
             conns: Table::new(),
+            lingering: 0,
             wheel: Wheel::new(now_ms),
             doors,
             crowded: false,
@@ -179,7 +182,7 @@ impl Io {
     pub(super) fn run(
         &mut self,
         stop: &dyn Fn() -> Option<Stop>,
-        pulse: &dyn Fn(u64, u64),
+        pulse: &mut dyn FnMut(u64, u64),
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
@@ -426,7 +429,7 @@ impl Io {
         {
             conn.phase = Phase::Head;
         }
-        if conn.before_proxy {
+        if conn.before_proxy && matches!(conn.phase, Phase::Head) {
             conn.input.extend_from_slice(bytes);
             self.on_proxy_header(token);
         } else if conn.input.is_empty() && !self.rules.policy.is_relaxed() {
@@ -947,9 +950,11 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         // It fails when the client is gone, which the receive side reports.
         let _ = conn.link.socket().shutdown_write();
+        // Entered once: nothing but the close follows.
         conn.phase = Phase::Linger(0);
         conn.input = Vec::new();
-        if conn.ended {
+        self.lingering += 1;
+        if conn.ended || self.lingering > LINGERING_MAX {
             self.close(token);
             return;
         }
@@ -961,6 +966,9 @@ impl Io {
 
     fn close(&mut self, token: Token) {
         let Some(conn) = self.conns.remove(token) else { return };
+        if matches!(conn.phase, Phase::Linger(_)) {
+            self.lingering -= 1;
+        }
         self.driver.release(token, conn.link.socket());
         // A runner that waits for this client is let go; the descriptor closes with the last reference.
         conn.link.lose();

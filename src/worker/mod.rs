@@ -42,7 +42,7 @@ use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
 use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{atfork, process, rlimit, signal};
+use crate::sys::{atfork, clock, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -379,21 +379,21 @@ fn serve(
     io.observe(status, meter);
     io.open();
     context.set_ready();
-    let requests_max = requests_max(&context.settings);
+    let mut life = Life::new(&context.settings, clock::monotonic_ms());
     let WorkerContext { shared, record, mut signals, master_event, .. } = context;
     signals.wake_through(waker.try_clone_fd().map_err(failed)?);
     let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };
-    let left = io.run(&|| orders.stop(), &|now_ms, begun| {
+    let left = io.run(&|| orders.stop(), &mut |now_ms, begun| {
         let Some(record) = shared.record(record) else { return };
         record.beat(now_ms);
         if begun > 0 {
             record.add_requests(begun);
-            if record.requests() >= requests_max && !record.is_spent() {
-                // gunicorn's words. It serves on until the replacement is ready, and tells it to leave.
-                info!("Autorestarting worker after current request.");
-                record.set_spent();
-                signal::notify(master_event);
-            }
+        }
+        if let Some(why) = life.is_over(now_ms, begun, record) {
+            // gunicorn's words. It serves on until the replacement is ready, and tells it to leave.
+            info!("Autorestarting worker after current request. ({why})");
+            record.set_spent();
+            signal::notify(master_event);
         }
     });
     let left = left.map_err(failed)?;
@@ -405,15 +405,61 @@ fn meter(context: &WorkerContext) -> Option<Meter> {
     context.settings.metrics_bind.as_ref().and_then(|_| context.shared.meter(context.record))
 }
 
-/// After how many requests this worker is replaced: `max_requests` with its jitter.
-fn requests_max(settings: &Settings) -> u64 {
-    if settings.max_requests == 0 {
-        return u64::MAX;
+/// How long a worker lives: until it has answered `max_requests`, grown to `max_worker_memory`, or reached
+/// `max_worker_age`.
+struct Life {
+    requests_max: u64,
+    memory_bytes_max: u64,
+    end_ms: u64,
+    /// When memory and age are looked at again.
+    look_ms: u64,
+}
+
+impl Life {
+    fn new(settings: &Settings, now_ms: u64) -> Self {
+        // Zero means "never" for all of them.
+        let limit = |most: u64, jitter: u64| match most {
+            0 => u64::MAX,
+            _ => most.saturating_add(random_up_to(jitter)),
+        };
+        let age_ms =
+            limit(milliseconds(settings.max_worker_age), milliseconds(settings.max_worker_age_jitter));
+        Self {
+            requests_max: limit(settings.max_requests, settings.max_requests_jitter),
+            memory_bytes_max: limit(settings.max_worker_memory, 0),
+            end_ms: now_ms.saturating_add(age_ms),
+            look_ms: 0,
+        }
     }
+
+    /// Why the worker is to be replaced, once. Called at each turn, so what takes a system call is asked once in a
+    /// heartbeat.
+    fn is_over(&mut self, now_ms: u64, begun: u64, record: &WorkerRecord) -> Option<&'static str> {
+        if begun > 0 && record.requests() >= self.requests_max {
+            return (!record.is_spent()).then_some("max_requests");
+        }
+        if now_ms < self.look_ms {
+            return None;
+        }
+        self.look_ms = now_ms + HEARTBEAT_MS;
+        let why = if now_ms >= self.end_ms {
+            "max_worker_age"
+        } else if self.memory_bytes_max != u64::MAX
+            && process::resident_bytes().is_some_and(|bytes| bytes >= self.memory_bytes_max)
+        {
+            "max_worker_memory"
+        } else {
+            return None;
+        };
+        (!record.is_spent()).then_some(why)
+    }
+}
+
+/// A random number from 0 to `most`.
+fn random_up_to(most: u64) -> u64 {
     // The standard library seeds its hashes from the kernel's random numbers: good enough, and there.
     let random = RandomState::new().hash_one(0);
-    let jitter = settings.max_requests_jitter;
-    settings.max_requests.saturating_add(if jitter == 0 { 0 } else { random % jitter.saturating_add(1) })
+    most.checked_add(1).map_or(random, |count| random % count)
 }
 
 /// The first worker says for all which backend serves, and why not the other.

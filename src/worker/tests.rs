@@ -106,7 +106,7 @@ impl Server {
                     1 => Some(Stop::Leave),
                     _ => Some(Stop::Quick),
                 };
-                io.run(&order, &|_, _| ()).unwrap();
+                io.run(&order, &mut |_, _| ()).unwrap();
                 pool.close();
             })
         };

@@ -1,4 +1,5 @@
-"""Fixtures: a server on each I/O backend, started with any application and arguments.
+"""Fixtures: a server on each I/O backend, started with any application and arguments. The options
+are in ../conftest.py.
 
 `--server "gunicorn -k gthread --threads 4"` runs the same tests against another server: it is the
 oracle for what is not Ringhorn's own.
@@ -17,11 +18,6 @@ import harness
 from harness import Server
 
 IO_BACKENDS = ("uring", "epoll")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--server", help="command of another server to test, without its application")
-    parser.addoption("--io", action="append", choices=IO_BACKENDS, help="only this I/O backend")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -168,7 +168,7 @@ def test_recycling_loses_nothing(serve):
     site = serve("pep3333:app", "--workers", "2", "--threads", "4", "--max-requests", "100", "--max-requests-jitter", "20")
     with Load(site) as load:
         wait_until(lambda: load.failures or site.log().count("Booting worker") >= 10, "workers are replaced")
-    assert "Autorestarting worker after current request." in site.log()
+    assert "Autorestarting worker after current request. (max_requests)" in site.log()
     assert site.log().count("Worker exiting") >= 6
 
 
@@ -190,6 +190,40 @@ def test_the_worker_leaves_when_its_replacement_serves(serve, tmp_path):
     go.touch()
     wait_until(lambda: old not in site.children(), "the old worker leaves")
     assert pid_that_answers(site) != old
+
+
+# --- max_worker_age, max_worker_memory
+
+
+def test_workers_of_an_age_are_replaced_one_after_the_other_and_nothing_is_lost(serve):
+    options = ("--workers", "2", "--threads", "4", "--max-worker-age", "0.5", "--max-worker-age-jitter", "0.2")
+    site = serve("pep3333:app", *options)
+    old = set(site.workers(2))
+    with Load(site) as load:
+        wait_until(lambda: load.failures or not old & set(site.children()), "both workers are replaced")
+    assert "Autorestarting worker after current request. (max_worker_age)" in site.log()
+
+
+def test_a_worker_that_has_grown_is_replaced(serve, tmp_path):
+    (tmp_path / "grows.py").write_text(
+        "from pep3333 import app\n"
+        "held = []\n"
+        "def application(environ, start_response):\n"
+        "    if environ['PATH_INFO'] == '/grow': held.append(b'x' * (200 << 20))\n"
+        "    return app(environ, start_response)\n"
+    )
+    options = ("--workers", "1", "--max-worker-memory", "200m")
+    site = serve("grows", *options, cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
+    old = pid_that_answers(site)
+    with site.client() as client:
+        # Looked at with each heartbeat, and it is small: two of them change nothing.
+        client.get("/plain")
+        assert site.children() == [old]
+        client.get("/grow")
+    wait_until(lambda: old not in site.children(), "the large worker leaves")
+    assert "Autorestarting worker after current request. (max_worker_memory)" in site.log()
+    new = pid_that_answers(site)
+    assert site.children() == [new]
 
 
 # --- TTIN, TTOU
@@ -234,6 +268,34 @@ def test_a_worker_that_is_added_gets_clients_when_it_serves(serve, tmp_path):
 
 
 # --- stopping
+
+
+def test_the_server_serves_on_for_drain_delay_and_a_second_term_ends_it(serve):
+    site = serve("pep3333:app", "--workers", "1", "--drain-delay", "60")
+    with site.client() as kept:
+        assert kept.get("/plain").status == 200
+        site.signal(signal.SIGTERM)
+        wait_until(lambda: "Not ready from now on" in site.log(), "the delay begins")
+        # New clients, and those that were there, whose connections are kept.
+        assert site.get("/plain").status == 200
+        answer = kept.get("/plain")
+        assert (answer.status, answer.field("connection")) == (200, None)
+        site.signal(signal.SIGTERM)
+        assert site.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_quick_stop_has_no_delay(serve, number):
+    site = serve("pep3333:app", "--workers", "1", "--drain-delay", "60")
+    site.signal(number)
+    assert site.wait() == 0
+
+
+def test_the_stop_begins_when_drain_delay_is_over(serve):
+    site = serve("pep3333:app", "--workers", "1", "--drain-delay", "0.5")
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0
+    assert "Not ready from now on" in site.log()
 
 
 def test_those_who_wait_in_the_queue_at_term_are_served(serve):

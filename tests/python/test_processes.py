@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,42 @@ def test_workers_do_not_outlive_a_killed_master(serve):
     site.exit_code = -signal.SIGKILL
     assert site.wait() == site.exit_code
     wait_until(lambda: not any(alive(pid) for pid in workers), "the end of the workers")
+
+
+@pytest.mark.oracle_differs("its workers look for their master between two requests")
+@pytest.mark.parametrize("deed", ["time.sleep(600)", "while True: pass", "re.match('(a+)+b', 'a' * 60)"])
+def test_busy_workers_do_not_outlive_a_killed_master_and_the_port_is_free(serve, tmp_path, deed):
+    """In a system call, in Python, and in C code that has the interpreter lock."""
+    begun = tmp_path / "begun"
+    (tmp_path / "busy.py").write_text(
+        "import re, time\nfrom pep3333 import app\n"
+        "def application(environ, start_response):\n"
+        "    if environ['PATH_INFO'] == '/busy':\n"
+        f"        open({str(begun)!r}, 'w').close()\n"
+        f"        {deed}\n"
+        "    return app(environ, start_response)\n"
+    )
+    site = serve("busy", "--workers", "1", "--threads", "1", cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
+    (worker,) = site.workers(1)
+    with site.client() as client:
+        client.send(request("GET", "/busy"))
+        wait_until(begun.exists, "the request has begun")
+        os.kill(site.process.pid, signal.SIGKILL)
+        site.exit_code = -signal.SIGKILL
+        assert site.wait() == site.exit_code
+        wait_until(lambda: not alive(worker), "the end of the worker")
+        # The kernel takes a ring apart a moment after its process.
+        wait_until(lambda: can_bind(site.address), "the port is free")
+
+
+def can_bind(address: tuple[str, int]) -> bool:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(address)
+        except OSError:
+            return False
+        return True
 
 
 def alive(pid: int) -> bool:
