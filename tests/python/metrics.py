@@ -20,8 +20,11 @@ class Scrape:
     """One reading: families by name, and sums over all series with certain labels."""
 
     def __init__(self, server: Server):
-        with Client(address(server)) as client:
-            answer = client.get("/metrics")
+        try:
+            with Client(address(server)) as client:
+                answer = client.get("/metrics")
+        except AssertionError as error:
+            raise ConnectionError(f"no answer: {error}") from None
         assert answer.status == 200, answer
         assert answer.field("content-type") == "text/plain; version=0.0.4; charset=utf-8"
         self.text = answer.body.decode()
