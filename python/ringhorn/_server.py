@@ -145,7 +145,8 @@ class Server:
         if self.cfg.settings["worker_int"].value is not None:
             signal.signal(signal.SIGINT, self._on_int)
             signal.signal(signal.SIGQUIT, self._on_int)
-        if self.cfg.settings["worker_abort"].value is not None:
+        # gunicorn ends the worker by an exception, so both are called.
+        if any(self.cfg.settings[name].value is not None for name in ("worker_abort", "worker_exit")):
             signal.signal(signal.SIGABRT, self._on_abort)
 
     def post_worker_init(self, application: object) -> None:

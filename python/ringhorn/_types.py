@@ -45,6 +45,7 @@ class Settings(TypedDict, total=False):
     body_timeout: float
     response_timeout: float
     linger_timeout: float
+    slow_request: float
     drain_delay: float
     max_worker_memory: int | str
     max_worker_age: float

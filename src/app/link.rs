@@ -225,6 +225,12 @@ impl Link {
         }
     }
 
+    /// Which connection of the worker this is.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
     /// The socket, to send to.
     #[must_use]
     pub fn socket(&self) -> &Socket {

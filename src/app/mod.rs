@@ -22,6 +22,13 @@ pub use reply::{Gone, Reply, ReplyError, Sent, own_answer, refusal};
 pub trait Application: Send + Sync {
     /// Calls `body` once with a runner for the calling thread, attached to the interpreter if there is one.
     fn with_runner(&self, body: &mut dyn FnMut(&mut dyn Runner));
+
+    /// The stack of a thread (by its pthread_self(3)), or those of all threads, as the log is to show them. Called on
+    /// a thread of its own, and waits for a moment at most; `None` when there is nothing to show.
+    fn stacks(&self, thread: Option<u64>) -> Option<String> {
+        let _ = thread;
+        None
+    }
 }
 
 /// Runs requests on one thread, one after the other.

@@ -191,6 +191,8 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
+    /// Age of a request at which the log tells of it, with its stack.
+    pub slow_request: Duration,
     /// Time that the server goes on serving after TERM, while it says that it is not ready. Zero means none.
     pub drain_delay: Duration,
     /// Bytes of resident memory at which a worker is replaced; 0 means never.
@@ -778,6 +780,7 @@ fn build(
         body_timeout: values.duration("body_timeout"),
         response_timeout: values.duration("response_timeout"),
         linger_timeout: values.duration("linger_timeout"),
+        slow_request: values.duration("slow_request"),
         drain_delay: values.duration("drain_delay"),
         max_worker_memory: values.number("max_worker_memory"),
         max_worker_age: values.duration("max_worker_age"),

@@ -885,6 +885,14 @@ pub static SETTINGS: &[Setting] = &[
     .computed("none"),
     setting(
         Ringhorn,
+        "slow_request",
+        &["--slow-request"],
+        Seconds,
+        int(0),
+        "Age of a request that is logged with its stack; 0 = off",
+    ),
+    setting(
+        Ringhorn,
         "drain_delay",
         &["--drain-delay"],
         Seconds,

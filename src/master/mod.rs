@@ -553,6 +553,7 @@ impl<'h> Master<'h> {
                 let seen = Seen {
                     ready: record.state() >= WorkerState::Ready,
                     spent: record.is_spent(),
+                    stuck: record.is_stuck(),
                     heartbeat_ms: record.heartbeat_ms(),
                     changed_ms: record.changed_ms(),
                 };
@@ -567,6 +568,22 @@ impl<'h> Master<'h> {
         self.shared.record(*record)
     }
 
+    /// The log names the requests that a worker had in hand before it is killed, unless the worker did so itself.
+    fn tell_requests_of(&self, pid: Pid) {
+        let record = self.records.iter().find(|(owner, _)| *owner == pid);
+        let Some(page) = record.and_then(|(_, record)| self.shared.in_hand(*record)) else { return };
+        let published = page.published();
+        if published.is_empty() || page.set_told() {
+            return;
+        }
+        let now_ms = monotonic_ms();
+        for request in published {
+            let age = Duration::from_millis(now_ms.saturating_sub(request.begun_ms)).as_secs_f32();
+            let text: String = request.text.chars().filter(|letter| !letter.is_control()).collect();
+            error!("Worker (pid:{pid}) had in hand: {text}, {age:.1} s");
+        }
+    }
+
     /// Does what was decided, and what is decided meanwhile.
     fn act(&mut self) -> Option<Exit> {
         loop {
@@ -577,7 +594,12 @@ impl<'h> Master<'h> {
             for action in actions {
                 match action {
                     Action::Fork { slot } => self.fork_into(slot),
-                    Action::Kill { pid, signal } => kill(pid, signal),
+                    Action::Kill { pid, signal } => {
+                        if matches!(signal, Signal::ABORT | Signal::KILL) {
+                            self.tell_requests_of(pid);
+                        }
+                        kill(pid, signal);
+                    }
                     Action::Leave { pid, order } => {
                         if let Some(record) = self.record_of(pid) {
                             record.set_order(order);
@@ -828,6 +850,9 @@ impl<'h> Master<'h> {
             return self.slots.fork_failed(slot, monotonic_ms());
         };
         record.reset(number);
+        if let Some(in_hand) = self.shared.in_hand(index) {
+            in_hand.reset();
+        }
         if let Some(metrics) = self.shared.metrics(index) {
             metrics.begin();
         }

@@ -110,6 +110,8 @@ pub(super) struct Seen {
     pub(super) ready: bool,
     /// It has answered `max_requests` and wants to be replaced.
     pub(super) spent: bool,
+    /// Its only runner is stuck in a request for longer than `timeout`.
+    pub(super) stuck: bool,
     /// When it last said that it is alive.
     pub(super) heartbeat_ms: u64,
     /// When a file of the application was changed last, as far as it knows; 0 = never.
@@ -318,6 +320,7 @@ impl Slots {
         let comes = seen.ready && !worker.seen.ready;
         worker.seen.ready |= seen.ready;
         worker.seen.spent |= seen.spent;
+        worker.seen.stuck = seen.stuck;
         worker.seen.heartbeat_ms = seen.heartbeat_ms;
         // Every worker that has the file says so, some of them late: one reload is enough for all.
         if seen.changed_ms > self.asked_ms
@@ -759,7 +762,7 @@ impl Slots {
                     self.actions.push(Action::Log(Note::OutOfTime { workers: 1 }));
                     send(&mut self.actions, worker, Signal::KILL);
                 }
-                (None, None) if watched && silent_ms > timeout_ms => {
+                (None, None) if watched && (silent_ms > timeout_ms || worker.seen.stuck) => {
                     worker.aborted_ms = Some(now_ms);
                     self.actions.push(Action::Log(Note::TimedOut { pid: worker.pid }));
                     send(&mut self.actions, worker, Signal::ABORT);
@@ -998,7 +1001,7 @@ mod tests {
             let pid = self.slots.pid(slot).unwrap();
             self.slots.observed(
                 pid,
-                Seen { ready: true, spent, heartbeat_ms: self.now_ms, changed_ms: 0 },
+                Seen { ready: true, spent, stuck: false, heartbeat_ms: self.now_ms, changed_ms: 0 },
                 self.now_ms,
             );
         }
@@ -1337,6 +1340,22 @@ mod tests {
         world.end(0, Ending::Signal(9));
         let told = Note::Ended { pid: silent, ending: Ending::Signal(9), sent: Some(Signal::KILL) };
         assert!(world.notes.contains(&told), "the log can tell our own kill from the kernel's");
+    }
+
+    /// Its I/O thread beats, and its only runner is stuck: as gunicorn's sync worker, it is ended.
+    #[test]
+    fn a_stuck_worker_is_aborted_and_killed_though_it_beats() {
+        for (timeout_ms, wanted) in [(5_000, vec![Signal::ABORT, Signal::KILL]), (0, vec![])] {
+            let mut world = World::serving();
+            world.slots.rules.timeout_ms = timeout_ms;
+            let pid = world.slots.pid(0).unwrap();
+            for _ in 0..3 {
+                let seen = Seen { ready: true, stuck: true, heartbeat_ms: world.now_ms, ..Seen::default() };
+                world.slots.observed(pid, seen, world.now_ms);
+                world.pass(ABORT_MS);
+            }
+            assert_eq!(world.signals_to(pid), wanted);
+        }
     }
 
     #[test]

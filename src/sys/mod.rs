@@ -8,6 +8,7 @@ pub mod clock;
 pub mod errno;
 pub mod fd;
 pub mod futex;
+pub mod in_hand;
 pub mod metrics;
 pub mod process;
 pub mod rlimit;

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::clock::monotonic_ms;
+use super::in_hand::InHand;
 use super::metrics::{ServerMetrics, WorkerMetrics};
 use crate::limits::RECORDS_MAX;
 
@@ -77,6 +78,7 @@ pub struct WorkerRecord {
     slot: AtomicU32,
     order: AtomicU32,
     spent: AtomicBool,
+    stuck: AtomicBool,
 }
 
 impl WorkerRecord {
@@ -86,6 +88,7 @@ impl WorkerRecord {
         self.slot.store(slot.saturating_add(1), Ordering::Relaxed);
         self.order.store(0, Ordering::Relaxed);
         self.spent.store(false, Ordering::Relaxed);
+        self.stuck.store(false, Ordering::Relaxed);
         self.requests.store(0, Ordering::Relaxed);
         self.changed_ms.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
@@ -152,6 +155,18 @@ impl WorkerRecord {
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Acquire)
+    }
+
+    /// Says whether the worker's only runner is stuck in a request for longer than `timeout`. Said once the log tells
+    /// which: the master ends the worker.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Release);
+    }
+
+    /// Whether the worker's only runner is stuck.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Acquire)
     }
 
     /// Says that a file of the application was changed, at `at_ms` of [`monotonic_ms`] (`reload`).
@@ -238,6 +253,8 @@ unsafe impl Shared for WorkerRecord {}
 unsafe impl Shared for ServerRecord {}
 // SAFETY: as above.
 unsafe impl Shared for WorkerMetrics {}
+// SAFETY: as above.
+unsafe impl Shared for InHand {}
 
 /// Memory shared with the children that are forked from here on. The kernel provides the pages that are
 /// touched, and no others.
@@ -306,6 +323,7 @@ pub struct SharedPage {
     server: Mapping<ServerRecord>,
     records: Mapping<WorkerRecord>,
     metrics: Mapping<WorkerMetrics>,
+    in_hand: Mapping<InHand>,
 }
 
 impl SharedPage {
@@ -318,6 +336,7 @@ impl SharedPage {
             server: Mapping::new(1)?,
             records: Mapping::new(RECORDS_MAX)?,
             metrics: Mapping::new(RECORDS_MAX)?,
+            in_hand: Mapping::new(RECORDS_MAX)?,
         })
     }
 
@@ -337,6 +356,12 @@ impl SharedPage {
     #[must_use]
     pub fn records(&self) -> &[WorkerRecord] {
         self.records.values()
+    }
+
+    /// The requests that the worker of this record has in hand; `None` from [`RECORDS_MAX`] on.
+    #[must_use]
+    pub fn in_hand(&self, index: usize) -> Option<&InHand> {
+        self.in_hand.values().get(index)
     }
 
     /// What the workers of this record have counted; `None` from [`RECORDS_MAX`] on.

@@ -180,6 +180,38 @@ pub fn inject(signal: Signal) {
     on_signal(signal.as_raw());
 }
 
+/// A signal that nobody uses: not sent from outside, not known to libraries.
+#[must_use]
+pub fn spare() -> i32 {
+    libc::SIGRTMAX() - 2
+}
+
+/// Sends the calling thread this signal and runs its handler before it returns. The signal may be blocked in this
+/// thread, and is so afterwards.
+///
+/// # Errors
+/// The signal has no handler: it would end the process.
+pub fn raise_in_this_thread(number: i32) -> io::Result<()> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the new action is not given, and `action` is a valid place for the old one.
+    if unsafe { libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction(2) filled it: it returned 0.
+    let handler = unsafe { action.assume_init() }.sa_sigaction;
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the signal has no handler"));
+    }
+    let mut mask = SignalSet::EMPTY.to_mask();
+    // SAFETY: `mask` is an initialised set; a number it does not know is refused.
+    unsafe { libc::sigaddset(&raw mut mask, number) };
+    let before = change_mask(libc::SIG_UNBLOCK, &mask)?;
+    // SAFETY: raise(3) has no conditions; the signal has a handler.
+    let raised = unsafe { libc::raise(number) };
+    change_mask(libc::SIG_SETMASK, &before)?;
+    if raised == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Adds 1 to an eventfd: whoever waits for it wakes up.
 pub fn notify(event: impl AsFd) {
     // EAGAIN means that the counter is full: then it is readable already.
@@ -325,6 +357,12 @@ mod tests {
         let signals = Signals::install(SignalSet::of(&[Signal::USR1])).unwrap();
         raise(Signal::WINCH);
         assert!(signals.take().is_empty());
+    }
+
+    #[test]
+    fn a_signal_without_a_handler_is_not_raised() {
+        assert!(raise_in_this_thread(spare()).is_err());
+        assert!(raise_in_this_thread(libc::SIGRTMAX() + 1).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rustix::process::Pid;
 pub struct ThreadClock {
     clock: libc::clockid_t,
     thread: Pid,
+    identifier: u64,
 }
 
 impl ThreadClock {
@@ -26,10 +27,16 @@ impl ThreadClock {
         // the result.
         let result = unsafe { libc::pthread_getcpuclockid(thread, &raw mut clock) };
         if result == 0 {
-            Ok(Self { clock, thread: rustix::thread::gettid() })
+            Ok(Self { clock, thread: rustix::thread::gettid(), identifier: thread })
         } else {
             Err(io::Error::from_raw_os_error(result))
         }
+    }
+
+    /// What pthread_self(3) gives in the thread, which is how Python tells threads apart.
+    #[must_use]
+    pub fn identifier(self) -> u64 {
+        self.identifier
     }
 
     /// Whether the thread runs or waits for a CPU, as opposed to waiting for anything else. Its clock stands

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::overdue::RequestLine;
 use crate::app::{Exchange, Link};
 use crate::http::BodyDecoder;
 
@@ -27,7 +28,7 @@ pub(super) struct Gathering {
     pub(super) body: Vec<u8>,
 }
 
-/// One connection. About 100 bytes beside its [`Link`] while it is idle.
+/// One connection. About 300 bytes beside its [`Link`] while it is idle.
 pub(super) struct Conn {
     pub(super) link: Arc<Link>,
     pub(super) phase: Phase,
@@ -60,6 +61,12 @@ pub(super) struct Conn {
     pub(super) writing_deadline_ms: u64,
     /// When the wheel's earliest entry for this connection fires; `u64::MAX` without one.
     pub(super) wheel_ms: u64,
+    /// When the request in hand was complete.
+    pub(super) begun_ms: u64,
+    /// How it begins, for the log.
+    pub(super) line: RequestLine,
+    /// Its whole head, when the settings ask for lines about single requests.
+    pub(super) head: Vec<u8>,
 }
 
 impl Conn {
@@ -81,6 +88,9 @@ impl Conn {
             deadline_ms: u64::MAX,
             writing_deadline_ms: u64::MAX,
             wheel_ms: u64::MAX,
+            begun_ms: 0,
+            line: RequestLine::EMPTY,
+            head: Vec::new(),
         }
     }
 }

@@ -6,15 +6,17 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{debug, warn};
 
 use super::conn::{Conn, Gathering, Phase};
-use super::pool::{Pool, Watch};
+use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
+use super::pool::{Pool, Watch, Work};
 use super::status::{Answer, Status};
 use super::table::Table;
-use super::{Door, Rules, Stop};
+use super::{Door, Notices, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
     own_answer, refusal,
@@ -71,8 +73,20 @@ pub(super) struct Io {
     turn_ns: Option<u64>,
     /// Requests handed over since the last pulse.
     begun: u64,
+    overdue: Overdue,
+    reporter: Reporter,
+    /// What runners have in hand, at the last look.
+    works: Vec<Work>,
+    /// Where the master is told of them; nobody in tests.
+    notices: Option<Notices>,
+    /// The only runner is stuck, and the log is being told of it: until then, or this time.
+    stuck: Option<(Arc<AtomicBool>, u64)>,
+    /// The log was told of the requests that will not be finished in `graceful_timeout`.
+    told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
+    /// It has slept already since the last turn.
+    rested: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -120,6 +134,8 @@ impl Io {
     ) -> Self {
         let now_ms = driver.now_ms();
         let observer_port = Arc::new(Port::new(driver.waker()));
+        let overdue = Overdue::new(rules.patience, now_ms);
+        let reporter = Reporter::new(&pool, Arc::clone(&app));
         Self {
             driver,
             now_ms,
@@ -143,7 +159,14 @@ impl Io {
             entrance: Entrance::Open,
             turn_ns: None,
             begun: 0,
+            overdue,
+            reporter,
+            works: Vec::new(),
+            notices: None,
+            stuck: None,
+            told_last: false,
             waiting: 0,
+            rested: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -186,6 +209,10 @@ impl Io {
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
+            if self.waiting > 0 && self.pool.rest() {
+                self.waiting = self.pool.waiting();
+                self.rested = true;
+            }
             self.turn()?;
             pulse(self.now_ms, std::mem::take(&mut self.begun));
             if self.waiting > 0 {
@@ -205,6 +232,7 @@ impl Io {
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
+        self.rested = false;
         let mut events = std::mem::take(&mut self.events);
         self.driver.turn(Some(timeout), &mut events)?;
         self.now_ms = self.driver.now_ms();
@@ -245,6 +273,9 @@ impl Io {
         }
         if self.meter.is_some() {
             self.publish();
+        }
+        if self.overdue.next_ms() <= self.now_ms {
+            self.look_at_requests();
         }
         Ok(())
     }
@@ -303,14 +334,17 @@ impl Io {
     fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
-            ms = BATCH_CHECK_MS;
+            ms = if self.rested { 0 } else { BATCH_CHECK_MS };
         }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS })
             || self.unobserved_turns.is_some_and(|turns| turns < CLOSED_TURNS)
         {
             ms = 1;
         }
-        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining].into_iter().flatten() {
+        for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining, Some(self.overdue.next_ms())]
+            .into_iter()
+            .flatten()
+        {
             ms = ms.min(at.saturating_sub(self.now_ms));
         }
         Duration::from_millis(ms)
@@ -698,6 +732,12 @@ impl Io {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
+        conn.begun_ms = self.now_ms;
+        conn.line.set(&exchange.request.bytes);
+        if self.rules.keep_heads {
+            conn.head.clear();
+            conn.head.extend_from_slice(&exchange.request.bytes);
+        }
         conn.link.hand_over();
         self.begun += 1;
         if stream.is_some() {
@@ -1063,6 +1103,83 @@ impl Io {
             }
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
         }
+    }
+
+    // ---- requests that take too long ----------------------------------------------------------
+
+    /// Where the master is told of requests that take too long.
+    pub(super) fn tell(&mut self, notices: Notices) {
+        self.notices = Some(notices);
+    }
+
+    /// Looks at what the runners have in hand: with each heartbeat, and when something is due.
+    pub(super) fn look_at_requests(&mut self) {
+        let now_ms = self.now_ms;
+        self.works.clear();
+        self.pool.works(&mut self.works);
+        let (conns, rules) = (&mut self.conns, &self.rules);
+        self.overdue.look(&self.works, now_ms, |work| match conns.get(work.token) {
+            Some(conn) => {
+                let mut text = format!("{} from {}", conn.line.shown(), conn.link.peer());
+                if let Some(id) = rules.keep_heads.then(|| request_id(&conn.head)).flatten() {
+                    text.push_str(&format!(", request id {id}"));
+                }
+                (conn.begun_ms, text)
+            }
+            None => (now_ms, "a request whose client has left".into()),
+        });
+        for deed in self.overdue.due(now_ms) {
+            match deed {
+                Deed::Tell(held) => {
+                    self.reporter.one(format!("Slow request: {}", held.shown(now_ms)), held.work);
+                }
+                Deed::Expire(held) | Deed::Retire(held) => debug!("{}", held.text),
+                Deed::Stuck => {
+                    let what =
+                        self.all_in_hand("timeout is over, and the only thread of this worker is stuck");
+                    self.stuck = Some((self.reporter.all(what), now_ms + REPORT_PATIENCE_MS));
+                }
+            }
+        }
+        self.say_stuck();
+        if let Some(deadline) = self.draining
+            && !self.told_last
+            && deadline.saturating_sub(now_ms) <= self.rules.last_words_ms()
+        {
+            self.told_last = true;
+            if !self.works.is_empty() {
+                let what = self.all_in_hand("graceful_timeout is nearly over");
+                self.reporter.all(what);
+            }
+        }
+        if let Some(notices) = &self.notices {
+            notices.publish(&mut self.overdue, now_ms);
+        }
+    }
+
+    /// Tells the master that the only runner is stuck, once the log has it.
+    fn say_stuck(&mut self) {
+        let Some((done, until_ms)) = &self.stuck else { return };
+        if self.overdue.held().is_empty() {
+            // It came back at the last moment.
+            self.stuck = None;
+        } else if done.load(Ordering::Acquire) || self.now_ms >= *until_ms {
+            if let Some(notices) = &self.notices {
+                notices.stuck();
+            }
+            self.stuck = None;
+        } else {
+            self.overdue.soon(self.now_ms);
+        }
+    }
+
+    fn all_in_hand(&self, why: &str) -> String {
+        let mut what = format!("{why}; requests in hand: {}", self.overdue.held().len());
+        for held in self.overdue.held() {
+            what.push_str("\n  ");
+            what.push_str(&held.shown(self.now_ms));
+        }
+        what
     }
 
     // ---- leaving -----------------------------------------------------------------------------

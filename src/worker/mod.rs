@@ -6,6 +6,7 @@
 mod access;
 mod conn;
 mod io;
+mod overdue;
 mod pool;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
@@ -17,7 +18,7 @@ mod tests;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
@@ -29,13 +30,14 @@ use tracing::{debug, error, info, warn};
 
 use self::access::AccessLog;
 use self::io::Io;
+use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
 use self::status::Status;
 use crate::app::{Application, Listener, Peer, Port};
 use crate::config::{Settings, Trusted};
 use crate::error::{Exit, StartError};
 use crate::http::{Policy, ProxyMode};
-use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS};
+use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS, STACK_PATIENCE_MS};
 use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
@@ -109,6 +111,35 @@ struct Rules {
     graceful_ms: u64,
     /// Whether somebody measures how long requests take.
     timed: bool,
+    patience: Patience,
+    /// Whether heads are kept beside their connections, because the log tells of single requests.
+    keep_heads: bool,
+}
+
+/// Where the I/O thread tells the master of requests that take too long.
+struct Notices {
+    shared: Arc<SharedPage>,
+    record: usize,
+    master_event: BorrowedFd<'static>,
+}
+
+impl Notices {
+    fn publish(&self, overdue: &mut Overdue, now_ms: u64) {
+        if let Some(page) = self.shared.in_hand(self.record) {
+            overdue.publish(page, now_ms);
+        }
+    }
+
+    /// The only runner is stuck, and the log knows all about it.
+    fn stuck(&self) {
+        if let Some(record) = self.shared.record(self.record) {
+            if let Some(page) = self.shared.in_hand(self.record) {
+                page.set_told();
+            }
+            record.set_stuck(true);
+            signal::notify(self.master_event);
+        }
+    }
 }
 
 impl Rules {
@@ -145,7 +176,19 @@ impl Rules {
             linger_ms: milliseconds(settings.linger_timeout),
             graceful_ms: milliseconds(settings.graceful_timeout),
             timed,
+            patience: Patience {
+                slow_ms: limit(settings.slow_request),
+                request_ms: u64::MAX,
+                // As gunicorn's sync worker: with more threads one request does not stop the others.
+                lone_ms: if settings.threads == 1 { limit(settings.timeout) } else { u64::MAX },
+            },
+            keep_heads: !settings.slow_request.is_zero(),
         }
+    }
+
+    /// How long before the end of `graceful_timeout` the log is told what is still in hand.
+    fn last_words_ms(&self) -> u64 {
+        (self.graceful_ms / 4).min(2 * STACK_PATIENCE_MS)
     }
 
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
@@ -381,6 +424,7 @@ fn serve(
     context.set_ready();
     let mut life = Life::new(&context.settings, clock::monotonic_ms());
     let WorkerContext { shared, record, mut signals, master_event, .. } = context;
+    io.tell(Notices { shared: Arc::clone(&shared), record, master_event });
     signals.wake_through(waker.try_clone_fd().map_err(failed)?);
     let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };
     let left = io.run(&|| orders.stop(), &mut |now_ms, begun| {

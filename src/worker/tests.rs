@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::io::Io;
+use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
@@ -49,6 +50,8 @@ struct Server {
 
 fn rules() -> Rules {
     Rules {
+        patience: Patience::ENDLESS,
+        keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
         proxy_mode: ProxyMode::Off,

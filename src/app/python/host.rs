@@ -15,6 +15,7 @@ use super::confpy::Script;
 use super::hooks::{Hooks, UNCAUGHT};
 use super::loader;
 use super::object::detached;
+use super::stacks::Stacks;
 use super::watch;
 use super::wsgi::{Wsgi, traceback};
 use crate::config::cpus::Available;
@@ -132,6 +133,7 @@ impl<'py> PythonHost<'py> {
             .map_err(|error| StartError::new(Exit::WorkerBoot, format!("cannot use sys.stderr: {error}")))?;
         let script_name = std::env::var_os("SCRIPT_NAME").unwrap_or_default();
         Ok(Wsgi::new(
+            Stacks::new(py),
             application,
             settings.threads > 1,
             settings.workers > 1,

@@ -23,6 +23,7 @@ use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
+use super::stacks::Stacks;
 use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
@@ -41,10 +42,12 @@ pub(super) struct Wsgi {
     errors: Py<PyAny>,
     /// `pre_request` and `post_request`, when one of them is set.
     hooks: Option<RequestHooks>,
+    stacks: Stacks,
 }
 
 impl Wsgi {
     pub(super) fn new(
+        stacks: Stacks,
         application: Py<PyAny>,
         multithread: bool,
         multiprocess: bool,
@@ -52,7 +55,7 @@ impl Wsgi {
         errors: Py<PyAny>,
         hooks: Option<RequestHooks>,
     ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors, hooks }
+        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks }
     }
 
     /// The part of the environ that is the same for every request on a listener.
@@ -105,6 +108,10 @@ impl Application for Wsgi {
             Ok(mut runner) => body(&mut runner),
             Err(error) => error!("cannot start a runner: {error}"),
         });
+    }
+
+    fn stacks(&self, thread: Option<u64>) -> Option<String> {
+        self.stacks.show(thread)
     }
 }
 

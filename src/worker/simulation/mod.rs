@@ -30,6 +30,7 @@ use self::plan::Plan;
 use self::plan::Script;
 use self::runners::Runners;
 use super::io::Io;
+use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Listener, Port, Runner};
@@ -187,6 +188,8 @@ impl Application for Nobody {
 /// Deadlines are all different, so that a wrong one shows.
 fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     Rules {
+        patience: Patience::ENDLESS,
+        keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
         proxy_mode: ProxyMode::Off,

@@ -1,0 +1,145 @@
+"""Requests that take too long: what the log says of them, and what becomes of their workers and clients."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+
+from harness import Server, request, wait_until
+from test_processes import pid_that_answers
+
+pytestmark = pytest.mark.ringhorn_only
+
+
+def in_order(log: str, *wanted: str) -> None:
+    """Each of these is in the log, behind the one before."""
+    at = 0
+    for text in wanted:
+        found = re.compile(text).search(log, at)
+        assert found, f"{text!r} is not in its place:\n{log}"
+        at = found.end()
+
+
+def ended(site: Server, worker: int) -> None:
+    wait_until(lambda: worker not in site.children(), "the end of the worker")
+
+
+# --- timeout
+
+
+@pytest.mark.parametrize("way", ["sleep", "spin", "hold"])
+def test_a_worker_whose_only_thread_is_stuck_is_replaced_and_the_log_says_where(serve, way):
+    """In a system call, in Python, and in C code that never lets go of the interpreter."""
+    site = serve("stuck", "--workers", "1", "--threads", "1", "--timeout", "1")
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", f"/{way}?password=secret"))
+        client.assert_closed()
+    assert pid_that_answers(site) != worker
+    function = {"hold": "hold_the_interpreter_in_here"}.get(way, f"{way}_in_here")
+    in_order(
+        site.log(),
+        rf"\[{worker}\] \[ERROR\] timeout is over, and the only thread of this worker is stuck",
+        rf"GET /{way} from 127\.0\.0\.1:\d+, 1\.\d s",
+        rf"stuck\.py.*{function}" if way != "hold" else function,
+        rf"\[CRITICAL\] WORKER TIMEOUT \(pid:{worker}\)",
+        rf"Worker \(pid:{worker}\) was sent SIGABRT!",
+    )
+    assert "password" not in site.log()
+
+
+def test_one_stuck_thread_of_several_does_not_cost_the_worker(serve):
+    """As gunicorn's gthread. Beyond `timeout` by the heartbeats that are looked at meanwhile."""
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--timeout", "1", "--slow-request", "3")
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", "/wait"))
+        wait_until(lambda: "Slow request: GET /wait" in site.log(), "three seconds")
+        assert pid_that_answers(site) == worker
+        assert site.get("/go_on").status == 200
+        assert client.read_response().body == b"late"
+    assert "WORKER TIMEOUT" not in site.log()
+
+
+def test_a_stopped_worker_is_replaced_and_the_log_names_what_it_had_in_hand(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--timeout", "2", "--slow-request", "1.5")
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", "/wait?password=secret"))
+        wait_until(lambda: "Slow request: GET /wait" in site.log(), "the request is in hand for a while")
+        os.kill(worker, signal.SIGSTOP)
+        ended(site, worker)
+    in_order(
+        site.log(),
+        rf"WORKER TIMEOUT \(pid:{worker}\)",
+        rf"Worker \(pid:{worker}\) had in hand: GET /wait from 127\.0\.0\.1:\d+, \d\.\d s",
+    )
+    assert site.log().count("had in hand") == 1
+    assert "password" not in site.log()
+
+
+def test_worker_abort_and_worker_exit_are_called_on_a_timeout(serve, tmp_path):
+    config = tmp_path / "hooks.py"
+    config.write_text(
+        "def worker_abort(worker): worker.log.info('abort of %s', worker.pid)\n"
+        "def worker_exit(server, worker): worker.log.info('exit of %s', worker.pid)\n"
+    )
+    site = serve("stuck", "--workers", "1", "--threads", "1", "--timeout", "1", "--config", str(config))
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", "/sleep"))
+        client.assert_closed()
+    ended(site, worker)
+    wait_until(lambda: f"Worker (pid:{worker}) exited with code 1." in site.log(), "its end is logged")
+    in_order(site.log(), "WORKER TIMEOUT", f"abort of {worker}", f"exit of {worker}", "exited with code 1")
+
+
+def test_the_log_tells_what_graceful_timeout_cuts_off(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--graceful-timeout", "2")
+    with site.client() as client:
+        client.send(request("GET", "/wait"))
+        wait_until(lambda: site.get("/plain").status == 200, "the worker serves")
+        site.signal(signal.SIGTERM)
+        assert site.wait() == 0
+    in_order(
+        site.log(),
+        r"graceful_timeout is nearly over; requests in hand: 1",
+        r"GET /wait from 127\.0\.0\.1",
+        r"wait_in_here",
+        r"Shutting down: Master",
+    )
+
+
+# --- slow_request
+
+
+def test_a_slow_request_is_told_once_with_its_stack_and_id(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "3", "--slow-request", "0.3")
+    with site.client() as client, site.client() as another:
+        client.send(request("GET", "/wait?password=secret", "X-Request-Id: abc-17"))
+        wait_until(lambda: "Slow request: GET /wait" in site.log(), "the first")
+        another.send(request("POST", "/wait", body=b"x"))
+        wait_until(lambda: "Slow request: POST /wait" in site.log(), "the second")
+        assert site.get("/go_on").status == 200
+        assert client.read_response().status == another.read_response().status == 200
+    in_order(
+        site.log(),
+        r"\[WARNING\] Slow request: GET /wait from 127\.0\.0\.1:\d+, request id abc-17, 0\.\d s\n  File .*stuck\.py",
+        r"stuck\.py.*in application",
+        r"stuck\.py.*in wait_in_here",
+    )
+    assert site.log().count("Slow request: ") == 2
+    assert "password" not in site.log()
+
+
+def test_the_stack_of_a_request_that_holds_the_interpreter(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--slow-request", "0.3")
+    with site.client() as client:
+        client.send(request("GET", "/hold"))
+        wait_until(lambda: "hold_the_interpreter_in_here" in site.log(), "its stack")
+        in_order(site.log(), "Slow request: GET /hold", "Somebody holds the interpreter", "in _?compile|in match")
+        site.signal(signal.SIGQUIT)
+        assert site.wait() == 0
