@@ -376,6 +376,10 @@ impl Driver for Epoll {
         self.buffer_waits
     }
 
+    fn readiness(&mut self) -> io::Result<OwnedFd> {
+        self.epoll.try_clone()
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }

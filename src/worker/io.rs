@@ -4,6 +4,8 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
+pub(super) mod inline;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use self::inline::Inline;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
 use super::pool::{Pool, Watch, Work};
@@ -53,6 +56,8 @@ pub(super) struct Io {
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
+    /// A native service, which answers on this thread; then no request goes to the pool.
+    inline: Option<Box<Inline>>,
     port: Arc<Port>,
     blank: Option<Box<Exchange>>,
     #[expect(
@@ -149,6 +154,7 @@ impl Io {
             rules,
             pool,
             app,
+            inline: None,
             port,
             blank: None,
             batch: Vec::new(),
@@ -234,7 +240,10 @@ impl Io {
         let timeout = self.timeout();
         self.rested = false;
         let mut events = std::mem::take(&mut self.events);
-        self.driver.turn(Some(timeout), &mut events)?;
+        match &mut self.inline {
+            None => self.driver.turn(Some(timeout), &mut events)?,
+            Some(inline) => inline.wait(&mut *self.driver, self.now_ms, timeout, &mut events)?,
+        }
         self.now_ms = self.driver.now_ms();
         self.turn_ns = None;
 
@@ -265,6 +274,9 @@ impl Io {
             if !self.crowded {
                 self.open();
             }
+        }
+        if let Some(inline) = &mut self.inline {
+            inline.run_tasks(self.now_ms);
         }
         if !self.batch.is_empty() {
             self.waiting = self.pool.submit(&mut self.batch);
@@ -567,6 +579,17 @@ impl Io {
                 return used;
             }
             match &mut conn.phase {
+                Phase::Head if self.inline.is_some() => {
+                    if used > 0 && self.rules.policy.is_relaxed() {
+                        // `consume_input` goes on, with what the next head is forgiven.
+                        return used;
+                    }
+                    let (count, goes_on) = self.serve_inline(token, rest);
+                    used += count;
+                    if !goes_on {
+                        return used;
+                    }
+                }
                 Phase::Head => {
                     let mut exchange = self.blank.take().unwrap_or_else(|| self.pool.blank());
                     let parsed = exchange.request.head.parse(
@@ -725,6 +748,9 @@ impl Io {
     }
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
+        if self.inline.is_some() {
+            return self.serve_gathered(token, exchange, stream);
+        }
         let Some(conn) = self.conns.get(token) else { return };
         exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
@@ -945,7 +971,7 @@ impl Io {
         } else if waits {
             // The next request must wait for the end of this answer, or a client that reads nothing would fill
             // the memory. Not flushed here: what follows in the buffer at hand is not in `input` yet.
-            conn.link.conclude_with(Outcome::Keep);
+            conn.link.conclude(Outcome::Keep);
             conn.phase = Phase::InHand(None);
             conn.writing = true;
             if let Err(error) = self.driver.writable(token, conn.link.socket()) {
@@ -978,7 +1004,7 @@ impl Io {
     /// What was said is the last that this connection sees.
     fn end_with_this(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
-        conn.link.conclude();
+        conn.link.conclude(Outcome::Close);
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
