@@ -43,6 +43,12 @@ impl Status {
         })
     }
 
+    /// Whether a request with this path may be answered here.
+    pub(super) fn concerns(&self, path: &[u8], observer: bool) -> bool {
+        let is = |own: &Option<Vec<u8>>| own.as_deref() == Some(path);
+        observer || is(&self.health_path) || is(&self.ready_path)
+    }
+
     /// The answer to `request`; `None` when it is the application's. On the metrics address (`observer`)
     /// nothing is.
     pub(super) fn answer(&self, request: &Request, observer: bool) -> Option<Answer> {
