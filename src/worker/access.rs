@@ -1,6 +1,7 @@
 //! The access log's view of an exchange.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::error;
@@ -9,6 +10,7 @@ use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
 use crate::http::{Encoder, Version};
 use crate::limits::LOG_FLUSH_MS;
+use crate::observe::statsd::metrics;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
 use crate::sys::clock;
 
@@ -29,7 +31,7 @@ impl AccessLog {
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }
 
-    /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock. Called on the runner's thread.
+    /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock.
     pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         let received = exchange.request.received_ns;
         self.write(&View { exchange, duration: Duration::from_nanos(now_ns.saturating_sub(received)) });
@@ -61,6 +63,37 @@ impl AccessLog {
 
     pub(super) fn flush(&self) {
         self.writer.flush(Duration::from_millis(LOG_FLUSH_MS));
+    }
+}
+
+/// Who is told of each exchange when it is done.
+#[derive(Default)]
+pub(super) struct Recorder {
+    access: Option<Arc<AccessLog>>,
+    /// Python's logger writes the access log, through a runner.
+    by_runner: bool,
+}
+
+impl Recorder {
+    pub(super) fn new(access: Option<Arc<AccessLog>>, by_runner: bool) -> Self {
+        Self { access, by_runner }
+    }
+
+    /// Tells those that need no runner of an exchange that ended at `now_ns` of the monotonic clock. For any thread;
+    /// never waits.
+    pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
+        if let Some(access) = &self.access {
+            access.record(exchange, now_ns);
+        }
+        if let Some(statsd) = metrics() {
+            let taken = now_ns.saturating_sub(exchange.request.received_ns);
+            statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
+        }
+    }
+
+    /// Whether a runner has to tell somebody, too.
+    pub(super) fn needs_runner(&self) -> bool {
+        self.by_runner
     }
 }
 

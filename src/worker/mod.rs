@@ -31,7 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 use tracing::{debug, error, info, warn};
 
-use self::access::AccessLog;
+use self::access::{AccessLog, Recorder};
 use self::io::Io;
 pub(crate) use self::io::inline::Beside;
 use self::io::inline::Inline;
@@ -318,8 +318,8 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let meter = meter(&context);
-    let pool = Arc::new(Pool::new(context.settings.threads, access.clone()).measured_by(meter));
+    let recorder = Recorder::new(access.clone(), context.settings.python_log);
+    let pool = Arc::new(Pool::new(context.settings.threads, recorder).measured_by(meter(&context)));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
         thread::Builder::new()
@@ -373,8 +373,8 @@ pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
             return Exit::Start.code();
         }
     };
-    // Of use to nobody, and without a thread.
-    let pool = Arc::new(Pool::new(1, None));
+    // Without a thread. It only tells of refused requests.
+    let pool = Arc::new(Pool::new(1, Recorder::new(access.clone(), false)));
     let served = serve(context, &pool, Arc::new(Nobody), access.clone(), Some(make));
     if let Err(error) = &served {
         let text = error.to_string();
@@ -491,6 +491,8 @@ fn serve(
         io.serve_with(inline);
     }
     io.observe(status, meter);
+    // What was said until here is written; from here on nobody waits for that.
+    observe::allow_thread();
     io.open();
     context.set_ready();
     let mut life = Life::new(&context.settings, clock::monotonic_ms());

@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::access::AccessLog;
+use super::access::Recorder;
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REST_MS, SPARE_EXCHANGES_MAX};
-use crate::observe::statsd::metrics;
+use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SPARE_EXCHANGES_MAX};
 use crate::ring::Token;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
@@ -117,7 +116,7 @@ struct Queue {
 pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
-    access: Option<Arc<AccessLog>>,
+    recorder: Recorder,
     meter: Option<Meter>,
     /// Where the I/O thread rests.
     rest: Parker,
@@ -168,7 +167,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool of at most `threads_max` runners (at least one).
     #[must_use]
-    pub(super) fn new(threads_max: usize, access: Option<Arc<AccessLog>>) -> Self {
+    pub(super) fn new(threads_max: usize, recorder: Recorder) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 ready: VecDeque::new(),
@@ -185,7 +184,7 @@ impl Pool {
                 excused: 0,
             }),
             threads_max: threads_max.max(1),
-            access,
+            recorder,
             meter: None,
             rest: Parker::new(),
             left: std::sync::Condvar::new(),
@@ -221,6 +220,22 @@ impl Pool {
             seat.parker.unpark();
         }
         waiting
+    }
+
+    /// Tells of a request that was refused and is answered. Gives the exchange back when a runner has to hear of it,
+    /// too: as one of the next batch.
+    pub(super) fn refused(&self, mut exchange: Box<Exchange>) -> Option<Box<Exchange>> {
+        self.recorder.record(&exchange, clock::monotonic_ns());
+        // A flood of refused requests while all runners are blocked costs access lines; the error log has them.
+        if self.recorder.needs_runner() && self.waiting() < REFUSED_WAITING_MAX {
+            return Some(exchange);
+        }
+        exchange.clear();
+        let mut queue = lock(&self.queue);
+        if queue.spare.len() < SPARE_EXCHANGES_MAX {
+            queue.spare.push(exchange);
+        }
+        None
     }
 
     /// Takes the next request, for runners that a simulation plays on its own thread.
@@ -388,6 +403,13 @@ impl Pool {
         let mut ended_ns = None;
         while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
             let Turn { mut exchange, taken, alone, at_once } = turn;
+            if exchange.reply.is_finished() {
+                runner.refused(&exchange);
+                exchange.clear();
+                ended_ns = None;
+                done = Some(Done { exchange, sample: None });
+                continue;
+            }
             let received_ns = exchange.request.received_ns;
             let timed = received_ns > 0;
             if timed {
@@ -410,13 +432,7 @@ impl Pool {
             // One look at the clock for everybody who asks, and for the beginning of the next request.
             ended_ns = timed.then(clock::monotonic_ns);
             let now_ns = ended_ns.unwrap_or_default();
-            if let Some(access) = &self.access {
-                access.record(&exchange, now_ns);
-            }
-            if let Some(statsd) = metrics() {
-                let took = Duration::from_nanos(now_ns.saturating_sub(received_ns));
-                statsd.request(exchange.reply.status_code(), took);
-            }
+            self.recorder.record(&exchange, now_ns);
             let sample = self.meter.is_some().then(|| Sample {
                 method: method_index(exchange.request.method()),
                 status: status_index(exchange.reply.status_code()),
@@ -610,7 +626,7 @@ mod tests {
                 wait();
             }
         }
-        let pool = Pool::new(1, None);
+        let pool = Pool::new(1, Recorder::default());
         let index = pool.sit();
         let seat = Arc::clone(&lock(&pool.queue).seats[index]);
         let take = || pool.take(index, &seat, &mut Nothing, false, None, None).map(|turn| turn.taken);
@@ -628,7 +644,7 @@ mod tests {
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.
     #[test]
     fn a_runner_that_could_not_be_made_is_not_counted() {
-        let pool = Arc::new(Pool::new(2, None));
+        let pool = Arc::new(Pool::new(2, Recorder::default()));
         let app: Arc<dyn Application> = Arc::new(Barren);
         pool.spawn(&app);
         assert!(pool.join(Instant::now() + Duration::from_secs(5)), "somebody is missing");
