@@ -177,7 +177,8 @@ fn write_requests(out: &mut Page, reading: &Reading) {
             }
         }
     }
-    let histograms: [(&str, &str, fn(&Slot) -> &Times); 3] = [
+    type Pick = fn(&Slot) -> &Times;
+    let histograms: [(&str, &str, Pick); 3] = [
         ("ringhorn_queue_wait_seconds", "From the complete request to its runner.", |slot| &slot.queue_wait),
         ("ringhorn_application_seconds", "From there to the end of the answer.", |slot| &slot.application),
         ("ringhorn_request_seconds", "From the complete request to the end of the answer.", |slot| {
@@ -203,7 +204,8 @@ fn write_requests(out: &mut Page, reading: &Reading) {
 }
 
 fn write_workers(out: &mut Page, reading: &Reading) {
-    let numbers: [(&str, &str, &str, fn(&Slot) -> u64); 11] = [
+    type Pick = fn(&Slot) -> u64;
+    let numbers: [(&str, &str, &str, Pick); 11] = [
         ("requests_in_flight", "gauge", "Requests that wait for a runner or are with one.", |slot| {
             slot.waiting + slot.in_hand
         }),

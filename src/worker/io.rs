@@ -436,12 +436,14 @@ impl Io {
     /// again; one that waits has no other way in.
     fn make_room(&mut self) {
         self.room_ms = self.now_ms + ROOM_CHECK_MS;
-        if self.leaving.is_some() || !self.doors.iter().any(Door::has_waiting) {
+        let wanted = |door: &Door| !door.observer && door.has_waiting();
+        if self.leaving.is_some() || !self.doors.iter().any(wanted) {
             return;
         }
         let mut idle = Vec::new();
         for token in self.conns.tokens() {
-            if let Some(since_ms) = self.conns.get(token).and_then(|conn| conn.idle_since_ms())
+            if let Some(since_ms) =
+                self.conns.get(token).filter(|conn| !conn.observer).and_then(|conn| conn.idle_since_ms())
                 && since_ms + ROOM_IDLE_MS <= self.now_ms
             {
                 idle.push((since_ms, token));
