@@ -376,8 +376,8 @@ impl Driver for Epoll {
         self.buffer_waits
     }
 
-    fn readiness(&mut self) -> io::Result<OwnedFd> {
-        self.epoll.try_clone()
+    fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {
+        Ok(vec![self.epoll.try_clone()?])
     }
 
     fn waker(&self) -> Waker {

@@ -358,10 +358,10 @@ pub(crate) struct Served {
     pub(crate) beside: Option<Box<dyn Beside>>,
 }
 
-/// Makes a worker's service, on the worker's thread. The second argument gives a descriptor that is readable when
-/// the ring has something to deliver.
+/// Makes a worker's service, on the worker's thread. The second argument gives descriptors of which one is readable
+/// when the ring has something to deliver.
 pub(crate) type Make<'a> =
-    dyn FnMut(&Worker, &mut dyn FnMut() -> std_io::Result<OwnedFd>) -> Result<Served, StartError> + 'a;
+    dyn FnMut(&Worker, &mut dyn FnMut() -> std_io::Result<Vec<OwnedFd>>) -> Result<Served, StartError> + 'a;
 
 /// Serves a native service until told to leave: the I/O thread is this one, the worker's main thread. Returns the
 /// exit code.
