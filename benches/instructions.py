@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
 """Counts the instructions that each part of a request takes, and compares them with what is checked in.
 
-Time on a shared machine drifts by ten per cent and more; instructions of the same program do not. Each part is
-run twice under callgrind, with different counts: what start and end take is the same in both and falls out.
+Time on a shared machine drifts by ten per cent and more; instructions of the same program do not. Each part
+is run twice under callgrind, with different counts: what start and end take is the same, and falls out.
 
     python3 benches/instructions.py             compare with benches/instructions.txt; exit code 1 if one grew
     python3 benches/instructions.py --bless     write benches/instructions.txt anew
-    python3 benches/instructions.py --wsgi      a whole WSGI request, in the wheel of .venv, and its environ;
-                                                over epoll, since valgrind knows no io_uring
 
 It needs valgrind. Another compiler gives other numbers, so its version stands beside them.
 """
@@ -16,15 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,86 +99,14 @@ def compare(found: dict[str, float]) -> int:
     return 1 if grown else 0
 
 
-def wsgi() -> int:
-    """Instructions of a whole request: the worker's, over epoll, with one thread."""
-    totals, environ = {}, {}
-    for count in (300, 1300):
-        with tempfile.TemporaryDirectory() as tmp:
-            totals[count], environ[count] = serve(count, Path(tmp))
-    each = (totals[1300] - totals[300]) / 1000
-    print(f"a WSGI request, all of the worker: {each:,.0f} instructions")
-    print(f"of these, the environ: {(environ[1300] - environ[300]) / 1000:,.0f}")
-    return 0
-
-
-def serve(count: int, tmp: Path) -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    python = ROOT / ".venv" / "bin" / "python"
-    command = ["valgrind", "--tool=callgrind", "--trace-children=yes", f"--callgrind-out-file={tmp}/out.%p"]
-    server = subprocess.Popen(
-        [
-            *command,
-            python,
-            "-m",
-            "ringhorn",
-            "--io",
-            "epoll",
-            "-b",
-            f"127.0.0.1:{port}",
-            "-w",
-            "1",
-            "--threads",
-            "1",
-        ]
-        + ["--timeout", "0", "hello:app"],
-        cwd=ROOT / "loadtest" / "apps",
-        env={**os.environ, "PYTHONPATH": str(ROOT / "loadtest" / "apps"), "PYTHONHASHSEED": "0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                client = socket.create_connection(("127.0.0.1", port), timeout=60)
-                break
-            except OSError:
-                if time.monotonic() > until or server.poll() is not None:
-                    sys.exit("error: the server does not start under valgrind")
-                time.sleep(0.2)
-        with client:
-            for _ in range(count):
-                client.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n")
-                answer = b""
-                while not answer.endswith(b"Hello, World!"):
-                    answer += client.recv(4096) or sys.exit("error: the server hung up")
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(120)
-    # The worker is the process that has built environs.
-    best = (0, 0)
-    for file in tmp.glob("out.*"):
-        command = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", str(file)]
-        text = subprocess.run(command, capture_output=True, text=True).stdout
-        total = re.search(r"([\d,]+) \([\d. ]+%\)\s+PROGRAM TOTALS", text)
-        part = re.search(r"([\d,]+) \([\d. ]+%\)\s+\S*wsgi\S*::environ\b", text)
-        if total and part:
-            best = max(best, tuple(int(found[1].replace(",", "")) for found in (total, part)))
-    return best
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bless", action="store_true")
-    parser.add_argument("--wsgi", action="store_true")
     args = parser.parse_args()
     if not shutil.which("valgrind"):
         sys.exit("error: valgrind is not there\n  hint: apt install valgrind")
-    if args.wsgi:
-        return wsgi()
     found = measure(build())
     if args.bless:
         rows = "".join(f"{name:<36} {count:>12.1f}\n" for name, count in found.items())

@@ -1,18 +1,16 @@
 //! One connection that asks again and again, for benches: the whole of the server's work for a request, without a
 //! kernel under it. Nothing is judged here but that an answer comes.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use super::super::Door;
 use super::super::access::Recorder;
 use super::super::io::Io;
 use super::super::pool::Pool;
-use super::{Nobody, rules};
-use crate::app::{Exchange, Held, Listener, Port, Runner};
+use super::{io_thread, rules};
+use crate::app::{Exchange, Held, Port, Runner};
+use crate::ring::Driver;
 use crate::ring::sim::{Client, Sim};
-use crate::ring::{Accepting, Driver};
 use crate::sys::clock;
 
 const REQUEST: &[u8] =
@@ -61,13 +59,7 @@ impl Steady {
         clock::simulate(Some(sim.now_ms()));
         let port = Arc::new(Port::new(sim.waker()));
         let pool = Arc::new(Pool::new(1, Recorder::default()));
-        let door = Door {
-            fd: File::open("/dev/null").expect("/dev/null").into(),
-            listener: Arc::new(Listener::inet(([127, 0, 0, 1], 80).into())),
-            accepting: Accepting::Shared,
-        };
-        let rules = Arc::new(rules(65_536, 100));
-        let mut io = Io::new(Box::new(sim), vec![door], rules, Arc::clone(&pool), Arc::new(Nobody), port);
+        let mut io = io_thread(Box::new(sim), &[80], rules(65_536, 100), &pool, &port);
         io.open();
         let client = network.connect(0);
         Self { io, pool, client, runner: None, answer: Vec::new() }
