@@ -93,6 +93,8 @@ pub struct Request {
     pub(crate) link: Option<Arc<Link>>,
     /// When the head was complete (monotonic nanoseconds), if somebody asks for durations.
     pub(crate) received_ns: u64,
+    /// Which request of its connection it is, from 1.
+    pub(crate) number: u32,
 }
 
 impl Request {
