@@ -98,7 +98,7 @@ lint: $(VENV)/.python
 	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
-	cargo test --locked --features tower
+	cargo test --locked --features tower,top
 
 # The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies.
 loadtest:
