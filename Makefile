@@ -99,7 +99,7 @@ lint: $(VENV)/.python
 	cargo clippy --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
-	cargo test --locked --features tower
+	cargo test --locked --features tower,top
 
 # Every benchmark once, to see that it still runs.
 bench-test:
