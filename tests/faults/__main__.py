@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def main() -> int:
     if "all" in servers:
         servers = list(KINDS)
 
-    kinds: list[Kind | NotOffered] = []
+    # Ended from outside, it takes its servers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    kinds: list[Kind] = []
     for name in servers:
         for io in (options.io or IO_BACKENDS) if name.startswith("ringhorn") else [None]:
             try:

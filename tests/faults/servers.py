@@ -296,6 +296,11 @@ class Site:
         with self.connect(timeout) as connection:
             return connection.get(target, "Connection: close")
 
+    def get_kept(self, target: str) -> Answer:
+        """Asks without announcing the end of the connection."""
+        with self.connect() as connection:
+            return connection.get(target)
+
     def post(self, target: str, body: bytes, timeout: float = 30.0) -> Answer:
         with self.connect(timeout) as connection:
             connection.send(message(target, "Connection: close", method="POST", body=body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -23,18 +24,19 @@ def master_sigkill(case: Case) -> None:
             continue
         site = case.start()
         workers = site.workers()
-        with site.connect(30) as client:
+        with contextlib.ExitStack() as stack:
             if target:
+                client = stack.enter_context(site.connect(30))
                 client.send(message(target))
                 gate = site.gate("busy" if "gate" in target else "hold")
                 case.eventually("the request begins", gate.begun)
             os.kill(site.pid, signal.SIGKILL)
             site.process.wait()
             begun = time.monotonic()
+            again = case.start(port=site.port, folder=site.folder, wait_for_answer=False)
             gone = wait(lambda w=workers: not any(map(alive, w)), case.pick(5, 25))
             case.number(f"{text} gone after, s", time.monotonic() - begun if gone else "never")
             case.promise(f"{text} leave", gone)
-            again = case.start(port=site.port, folder=site.folder, wait_for_answer=False)
             up = wait(lambda a=again: a.ended() or answers(a), 10)
             case.promise(f"{text}: the port is free at once", up and not again.ended(), again.log()[-500:])
         for pid in workers:

@@ -11,7 +11,7 @@ from collections import Counter
 
 from ..clients import Connection, Load, Lost, closed_by_peer, message, wait
 from ..run import Case, Skipped, scenario
-from ..servers import Site
+from ..servers import NotOffered, Site
 
 MB = 1_000_000
 
@@ -68,11 +68,14 @@ def slow_clients(case: Case) -> None:
     try:
         for kind, (first, receive_buffer) in slow_kinds(site).items():
             for _ in range(each):
-                with contextlib.suppress(Lost):
+                try:
                     client = site.connect(2, receive_buffer=receive_buffer)
-                    client.send(first)
-                    client.socket.setblocking(False)
-                    clients.append((kind, client))
+                except Lost:
+                    # The queue is full: more of them change nothing.
+                    break
+                client.send(first)
+                client.socket.setblocking(False)
+                clients.append((kind, client))
         case.number("slow clients that got in", len(clients))
         with Load(site.address, new=4, kept=4, pause=0.01, timeout=2) as load:
             end = time.monotonic() + case.pick(1.5, 8)
@@ -124,6 +127,8 @@ def idle_10k(case: Case) -> None:
         raise Skipped(f"needs {count + 500} open files")
     keep = {"ringhorn": ["--keep-alive", "300"], "gunicorn": ["--keep-alive", "300"]}
     site = case.start(connections=2 * count if case.kind.name != "granian" else None, more=keep)
+    if site.get_kept("/").ends_connection:
+        raise NotOffered("it keeps no connections")
     warm(site)
     before = site.resident()
     with contextlib.ExitStack() as stack:
