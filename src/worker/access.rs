@@ -34,7 +34,11 @@ impl AccessLog {
     /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock.
     pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         let received = exchange.request.received_ns;
-        self.write(&View { exchange, duration: Duration::from_nanos(now_ns.saturating_sub(received)) });
+        self.write(&View {
+            exchange,
+            now_ns,
+            duration: Duration::from_nanos(now_ns.saturating_sub(received)),
+        });
     }
 
     fn write(&self, view: &impl AccessRecord) {
@@ -99,6 +103,7 @@ impl Recorder {
 
 struct View<'a> {
     exchange: &'a Exchange,
+    now_ns: u64,
     duration: Duration,
 }
 
@@ -143,6 +148,16 @@ impl AccessRecord for View<'_> {
 
     fn duration(&self) -> Duration {
         self.duration
+    }
+
+    fn parts(&self) -> Option<(Duration, Duration)> {
+        let request = &self.exchange.request;
+        // A request that was refused was taken by nobody.
+        (request.taken_ns > 0).then(|| {
+            let queue = request.taken_ns.saturating_sub(request.received_ns);
+            let application = self.now_ns.saturating_sub(request.taken_ns);
+            (Duration::from_nanos(queue), Duration::from_nanos(application))
+        })
     }
 
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
