@@ -417,7 +417,7 @@ fn append_json(record: &dyn AccessRecord, request_id: &[u8], out: &mut Vec<u8>) 
     }
     json_text(out, "method", Some(record.method()));
     json_text(out, "target", Some(record.target()));
-    json_text(out, "path", Some(record.path()));
+    json_text(out, "path", Some(&record.path()));
     json_text(out, "query", Some(record.query()));
     json_text(out, "protocol", Some(record.protocol()));
     json_number(out, "status", Some(u64::from(record.status())));
