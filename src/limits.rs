@@ -73,6 +73,10 @@ pub const THREADS_MAX: usize = 4096;
 /// Connections of one worker that may be asked for: the slots that an event's token can name.
 pub const CONNECTIONS_MAX: usize = 1 << 24;
 
+/// Connections to the metrics address that one worker holds; a further one is closed at once. They do not count
+/// as `worker_connections`, so that a server that is full can be looked at.
+pub const OBSERVERS_MAX: usize = 64;
+
 /// Bytes that `limit_request_line` and `limit_request_field_size` may be set to. A head is held in
 /// memory whole.
 pub const HEAD_LIMIT_MAX: usize = 1 << 20;
@@ -177,6 +181,9 @@ pub const DESCRIPTORS_RESERVED: usize = 256;
 /// Milliseconds that each log has to be written when its process ends. A dead pipe costs lines, not
 /// a hanging process.
 pub const LOG_FLUSH_MS: u64 = 1_000;
+
+/// Milliseconds between two looks at the accept queues (`enable_backlog_metric`); gunicorn's.
+pub const BACKLOG_MS: u64 = 1_000;
 
 /// Milliseconds after which the master offers lines of the error log again that a stalled pipe has not taken.
 pub const LOG_RETRY_MS: u64 = 500;

@@ -1476,6 +1476,22 @@ mod tests {
                 }
             }
         }
+        // And in two pieces: between a name and its colon, a piece was refused that had not been forgiven yet.
+        for split in 1..input.len() {
+            let (mut head, mut scanned, mut bytes) = (Head::default(), 0, input[..split].to_vec());
+            relax(&mut bytes, scanned, policy);
+            let first = head.parse(&bytes, &mut scanned, policy, false);
+            if first == Ok(None) {
+                bytes.extend_from_slice(&input[split..]);
+                relax(&mut bytes, scanned, policy);
+                let said = head
+                    .parse(&bytes, &mut scanned, policy, false)
+                    .map(|len| len.map(|len| said(&head, &bytes, len)));
+                assert_eq!(said.map_err(|refusal| refusal.status), whole, "split at {split}");
+            } else if let Err(refusal) = first {
+                assert_eq!(Err(refusal.status), whole, "split at {split}");
+            }
+        }
         whole.map(|said| said.expect("the head is complete"))
     }
 

@@ -159,6 +159,8 @@ struct State {
     /// Slots that want to receive and wait for a buffer. A receive armed while there is none fails
     /// at once (`ENOBUFS`), so arming it again before one has come back would spin.
     starved: VecDeque<u32>,
+    /// How often one of them began to wait.
+    buffer_waits: u64,
     now_ms: u64,
 }
 
@@ -206,6 +208,7 @@ impl Uring {
                 listeners_changed: Vec::new(),
                 cancels: Vec::new(),
                 starved: VecDeque::new(),
+                buffer_waits: 0,
                 now_ms: monotonic_ms(),
             },
         })
@@ -375,6 +378,7 @@ impl State {
             (true, Armed::No) if self.buffers.lent == 0 => {
                 slot.starved = true;
                 self.starved.push_back(index);
+                self.buffer_waits += 1;
             }
             (true, Armed::No) => {
                 let receive = opcode::RecvMulti::new(Fd(slot.fd), GROUP);
@@ -540,6 +544,7 @@ impl State {
         let slot = &mut self.slots[index as usize];
         if slot.receive_wanted && !std::mem::replace(&mut slot.starved, true) {
             self.starved.push_back(index);
+            self.buffer_waits += 1;
         }
     }
 
@@ -691,12 +696,18 @@ impl Driver for Uring {
         Ok(())
     }
 
-    fn readiness(&mut self) -> io::Result<OwnedFd> {
+    fn buffer_waits(&self) -> u64 {
+        self.state.buffer_waits
+    }
+
+    fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {
         // The ring's own descriptor does not do: with DEFER_TASKRUN, waiting on it slept over completions (6.18).
         // An eventfd that is never read gives one edge for each write.
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         self.ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(event)
+        // A write to one eventfd cannot signal another at once: the kernel leaves that to RCU, which took up to half
+        // a second. So the waker's is watched, too.
+        Ok(vec![event, self.state.waker.try_clone_fd()?])
     }
 
     fn waker(&self) -> Waker {

@@ -36,6 +36,8 @@ pub(super) struct Conn {
     pub(super) input: Vec<u8>,
     /// How far the end of the head was searched in `input`.
     pub(super) scanned: usize,
+    /// Requests of this connection that were handed over.
+    pub(super) requests: u32,
     /// Receiving is paused because enough bytes wait.
     pub(super) paused: bool,
     /// The peer has sent its last byte.
@@ -48,6 +50,8 @@ pub(super) struct Conn {
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
     pub(super) trusted: bool,
+    /// It came in on the metrics address: no application is behind it.
+    pub(super) observer: bool,
     /// The connection may still begin with a PROXY header.
     pub(super) before_proxy: bool,
     /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
@@ -77,12 +81,14 @@ impl Conn {
             phase: Phase::Head,
             input: Vec::new(),
             scanned: 0,
+            requests: 0,
             paused: false,
             ended: false,
             broken: false,
             writing: false,
             in_head: false,
             trusted,
+            observer: false,
             before_proxy,
             streamed: false,
             idle_ms: opened_ms,
