@@ -752,9 +752,16 @@ pub static SETTINGS: &[Setting] = &[
     .start()
     .rare(),
     // Process
-    setting(Process, "control_socket", &["--control-socket"], Path, UNSET, "Unix socket for `ringhorn ctl`")
-        .computed("`ringhorn.ctl` in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR` or, for root, `/run`")
-        .rare(),
+    setting(
+        Process,
+        "control_socket",
+        &["--control-socket"],
+        Path,
+        UNSET,
+        "Unix socket for `ringhorn ctl` and `ringhorn top`",
+    )
+    .computed("`ringhorn.ctl` in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR` or, for root, `/run`")
+    .rare(),
     setting(
         Process,
         "control_socket_mode",
