@@ -675,7 +675,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--access-logformat"],
         Text,
         text(r#"%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s""#),
-        "Format of that line, with gunicorn's atoms",
+        "Format of that line, with gunicorn's atoms; or json",
     )
     .computed("combined"),
     setting(
@@ -882,6 +882,15 @@ pub static SETTINGS: &[Setting] = &[
         int(2),
         "Seconds for a client to take the last bytes at a close",
     ),
+    setting(
+        Ringhorn,
+        "request_id_header",
+        &["--request-id-header"],
+        Text,
+        UNSET,
+        "Header with each request's id, made if missing",
+    )
+    .computed("none"),
     setting(
         Ringhorn,
         "metrics_bind",
