@@ -119,6 +119,9 @@ pub const REPORTS_WAITING_MAX: usize = 32;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
+/// Milliseconds between two lines of the log about requests that are turned away: there are many of them.
+pub const OVERLOAD_WARN_MS: u64 = 10_000;
+
 /// Milliseconds between two lines of the log about accepting that fails: the cause lasts, the line need not
 /// be repeated ten times a second.
 pub const ACCEPT_WARN_MS: u64 = 10_000;

@@ -80,6 +80,8 @@ pub struct Request {
     /// The body. A runner takes it.
     pub body: Body,
     pub(crate) link: Option<Arc<Link>>,
+    /// When it was handed over to wait for a runner (monotonic milliseconds).
+    pub(crate) queued_ms: u64,
     /// When the head was complete (monotonic nanoseconds), if somebody asks for durations.
     pub(crate) received_ns: u64,
 }

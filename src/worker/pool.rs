@@ -10,7 +10,7 @@
 //!   is one too many. If nobody did, the others are blocked, because this one held the interpreter lock all
 //!   the time, and it goes on.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::access::AccessLog;
+use super::access::{AccessLog, Expired};
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
 use crate::observe::statsd::metrics;
@@ -196,6 +196,84 @@ impl Pool {
         lock(&self.queue).seats.iter().any(|seat| seat.taken.load(Ordering::Acquire) == work.taken)
     }
 
+    /// Lets another runner take the place of one that does not come back in time. Not in a worker with one thread,
+    /// whose application relies on being called by one at a time.
+    pub(super) fn excuse(&self, work: &Work) {
+        if self.threads_max == 1 {
+            return;
+        }
+        let mut queue = lock(&self.queue);
+        let Some(seat) = queue.seats.iter().find(|seat| seat.work().as_ref() == Some(work)).cloned() else {
+            return;
+        };
+        // As many again as there may be, and no more: somebody's database does not answer.
+        if queue.excused < self.threads_max && !seat.excused.swap(true, Ordering::Relaxed) {
+            queue.excused += 1;
+        }
+    }
+
+    /// Takes out the requests that have waited since `before_ms` or longer.
+    #[expect(clippy::vec_box, reason = "boxes go round between threads; moving them must not move 500 bytes")]
+    pub(super) fn take_waiting_since(&self, before_ms: u64, into: &mut Vec<Box<Exchange>>) {
+        let mut queue = lock(&self.queue);
+        // The oldest is in front.
+        while queue.ready.front().is_some_and(|exchange| exchange.request.queued_ms <= before_ms)
+            && let Some(exchange) = queue.ready.pop_front()
+        {
+            into.push(exchange);
+        }
+    }
+
+    /// Drops the requests that wait on these connections: their clients are gone. Returns how many.
+    pub(super) fn withdraw(&self, connections: &HashSet<Token>) -> usize {
+        let mut queue = lock(&self.queue);
+        let before = queue.ready.len();
+        queue.ready.retain(|exchange| !connections.contains(&exchange.request.link().token()));
+        before - queue.ready.len()
+    }
+
+    /// How many more requests runners, and a queue of `queue_max`, have room for.
+    #[must_use]
+    pub(super) fn room(&self, queue_max: usize) -> usize {
+        let queue = lock(&self.queue);
+        let idle = (self.threads_max + queue.excused).saturating_sub(queue.awake);
+        (queue_max + idle).saturating_sub(queue.ready.len())
+    }
+
+    /// Notes in the logs how a request was answered, and keeps its box for the next one.
+    pub(super) fn put_away(&self, mut exchange: Box<Exchange>) {
+        self.account(&exchange);
+        exchange.clear();
+        let mut queue = lock(&self.queue);
+        if queue.spare.len() < SPARE_EXCHANGES_MAX {
+            queue.spare.push(exchange);
+        }
+    }
+
+    fn account(&self, exchange: &Exchange) {
+        // The I/O thread did so when it answered.
+        if exchange.reply.is_expired() {
+            return;
+        }
+        if let Some(access) = &self.access {
+            access.record(exchange);
+        }
+        if let Some(statsd) = metrics() {
+            let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
+            statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
+        }
+    }
+
+    /// Notes in the logs that the I/O thread has answered a request that a runner has in hand.
+    pub(super) fn account_expired(&self, expired: &Expired<'_>) {
+        if let Some(access) = &self.access {
+            access.record_expired(expired);
+        }
+        if let Some(statsd) = metrics() {
+            statsd.request(expired.status, expired.duration);
+        }
+    }
+
     /// Requests that wait for a runner.
     #[must_use]
     pub(super) fn waiting(&self) -> usize {
@@ -304,13 +382,7 @@ impl Pool {
                 exchange.reply.fail(500, "");
             }
             seat.taken.store(0, Ordering::Release);
-            if let Some(access) = &self.access {
-                access.record(&exchange);
-            }
-            if let Some(statsd) = metrics() {
-                let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
-                statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
-            }
+            self.account(&exchange);
             exchange.clear();
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
             done = Some(exchange);
