@@ -6,6 +6,7 @@
 #   make check      formatting and lints only
 #   make wheel      the release wheel, installed into $(VENV)
 #   make loadtest   the load generator, ringhorn-loadtest
+#   make compare    this server and others on all workloads, into docs/  (PEERS=.venv-peers)
 #   make clean      remove what was built and installed
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ example := examples/django
 python_id := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:3], sys.base_prefix)' 2>/dev/null)
 wheel_sources := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: help demo test check lint rust-test loadtest loadtest-test pytest wheel pythons clean FORCE
+.PHONY: help demo test check lint rust-test loadtest loadtest-test compare pytest wheel pythons clean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -92,6 +93,7 @@ lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
 	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
@@ -101,6 +103,12 @@ rust-test:
 # The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies.
 loadtest:
 	cargo build --release --locked --manifest-path loadtest/Cargo.toml
+
+# All servers on this machine, into docs/. PEERS is a venv that `loadtest/compare --install` has made.
+PEERS ?= .venv-peers
+COMPARE_ARGS ?=
+compare: $(VENV)/.wheel loadtest
+	$(bin)/python loadtest/compare --peers $(PEERS) --wheel $(VENV)/wheels/*.whl --docs --marks $(COMPARE_ARGS)
 
 loadtest-test:
 	cargo test --locked --manifest-path loadtest/Cargo.toml

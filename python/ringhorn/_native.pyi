@@ -5,6 +5,7 @@ from typing import Any
 
 __version__: str
 SERVER_SOFTWARE: str
+COMMANDS: tuple[str, ...]
 
 def main(argv: list[str]) -> int:
     """Run the server until it is told to stop, and return the exit code of the process.
@@ -15,6 +16,9 @@ def main(argv: list[str]) -> int:
     failed, 2 for a wrong command line, 3 when a worker failed to boot, 4 when the application
     failed to load.
     """
+
+def operate(argv: list[str]) -> int:
+    """Run one of COMMANDS with its arguments, and return its exit code. ``argv`` begins with its name."""
 
 def serve(
     load: Callable[[], Any] | None,

@@ -88,6 +88,9 @@ class Settings(TypedDict, total=False):
     pythonpath: Text
     raw_env: Text
     pidfile: str
+    control_socket: str
+    control_socket_mode: int
+    control_socket_disable: bool
     user: int | str
     group: int | str
     initgroups: bool

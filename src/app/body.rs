@@ -90,6 +90,11 @@ impl BodyStream {
         self.link.take_body(self.serial, into)
     }
 
+    /// Has `task` woken when there is something to poll; at once when there is already.
+    pub(crate) fn wake(&self, task: &std::task::Waker) {
+        self.link.wake_for_body(self.serial, task);
+    }
+
     /// A handle to wait with while the stream itself is free for others.
     #[must_use]
     pub fn waiter(&self) -> BodyWaiter {

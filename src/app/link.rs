@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task;
 
 use super::{BodyError, Listener, Peer, Progress};
 use crate::http;
@@ -151,7 +152,13 @@ struct Gate {
     arrival: Arrival,
     /// The I/O thread stopped receiving because enough of the body waits here.
     body_paused: bool,
+    /// Tasks of a native service that wait as threads wait on `changed`: for bytes of the body, and for room.
+    tasks: [Option<task::Waker>; 2],
 }
+
+/// Places in [`Gate::tasks`].
+const BODY: usize = 0;
+const ROOM: usize = 1;
 
 /// One connection, as both sides know it.
 pub struct Link {
@@ -231,6 +238,7 @@ impl Link {
                 body_serial: 0,
                 arrival: Arrival::Complete,
                 body_paused: false,
+                tasks: [None, None],
             }),
             changed: Condvar::new(),
         }
@@ -380,9 +388,8 @@ impl Link {
                 Err(_) => self.give_up(&mut gate),
             }
         };
-        drop(gate);
         if progress || flushed != (Flushed::Full { progress: false }) {
-            self.changed.notify_all();
+            self.announce_change(gate);
         }
         flushed
     }
@@ -400,8 +407,15 @@ impl Link {
         if gate.arrival == Arrival::Expected {
             gate.arrival = Arrival::Failed(BodyError::Truncated);
         }
+        self.announce_change(gate);
+    }
+
+    /// Lets go whoever waits for something on this connection, to look again.
+    fn announce_change(&self, mut gate: MutexGuard<'_, Gate>) {
+        let tasks = std::mem::take(&mut gate.tasks);
         drop(gate);
         self.changed.notify_all();
+        tasks.into_iter().flatten().for_each(task::Waker::wake);
     }
 
     /// Forgets what can no longer be sent.
@@ -417,8 +431,7 @@ impl Link {
         let mut gate = lock(&self.gate);
         let result = decode(&mut gate.body);
         let waiting = gate.body.len();
-        drop(gate);
-        self.changed.notify_all();
+        self.announce_change(gate);
         (result, waiting)
     }
 
@@ -438,8 +451,7 @@ impl Link {
             Ok(()) => Arrival::Complete,
             Err(error) => Arrival::Failed(error),
         };
-        drop(gate);
-        self.changed.notify_all();
+        self.announce_change(gate);
     }
 
     /// Drops what nobody will read of a streamed body.
@@ -449,8 +461,7 @@ impl Link {
         gate.body_serial += 1;
         gate.body_paused = false;
         self.continue_owed.store(false, Ordering::Relaxed);
-        drop(gate);
-        self.changed.notify_all();
+        self.announce_change(gate);
     }
 
     /// Whether the client waits for a `100 Continue` that the application has not decided about.
@@ -514,9 +525,9 @@ impl Link {
         true
     }
 
-    /// Ends the connection's last answer in a runner's place, after a refusal was said.
-    pub fn conclude(&self) {
-        lock(&self.gate).outcome = Outcome::Close;
+    /// Ends an answer in a runner's place, after all of it was said.
+    pub fn conclude(&self, outcome: Outcome) {
+        lock(&self.gate).outcome = outcome;
         self.state.store(FINISHED, Ordering::Release);
     }
 
@@ -580,6 +591,17 @@ impl Link {
         self.said.load(Ordering::Relaxed) && self.said.swap(false, Ordering::Relaxed)
     }
 
+    /// Has `task` woken when there is more to take of the body; at once when there is already.
+    pub(super) fn wake_for_body(&self, serial: u64, task: &task::Waker) {
+        let mut gate = lock(&self.gate);
+        if gate.body_serial == serial && gate.body.is_empty() && gate.arrival == Arrival::Expected {
+            gate.tasks[BODY] = Some(task.clone());
+        } else {
+            drop(gate);
+            task.wake_by_ref();
+        }
+    }
+
     pub(super) fn wait_for_body(&self, serial: u64) {
         let mut gate = lock(&self.gate);
         while gate.body_serial == serial && gate.body.is_empty() && gate.arrival == Arrival::Expected {
@@ -613,6 +635,21 @@ impl Link {
         full && !(complete && self.port.queued_bytes() <= RESPONSE_QUEUES_BYTES)
     }
 
+    /// Whether there is room for the next piece, or nobody to send it to. If not, `task` is woken when there is.
+    pub(super) fn poll_room(&self, task: &task::Waker) -> bool {
+        let mut gate = lock(&self.gate);
+        if gate.gone || gate.rest_bytes <= RESPONSE_QUEUE_BYTES {
+            return true;
+        }
+        gate.tasks[ROOM] = Some(task.clone());
+        false
+    }
+
+    /// Whether the peer is known to be gone.
+    pub(super) fn is_gone(&self) -> bool {
+        lock(&self.gate).gone
+    }
+
     pub(super) fn wait_for_room(&self) {
         let mut gate = lock(&self.gate);
         while !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES {
@@ -621,7 +658,7 @@ impl Link {
     }
 
     /// The answer is complete. With nothing left to do, one atomic exchange ends the request.
-    pub(super) fn finish(&self, outcome: Outcome, behind: bool) {
+    pub(crate) fn finish(&self, outcome: Outcome, behind: bool) {
         if outcome == Outcome::Keep && !behind {
             self.idle_since_ms.store(clock::monotonic_coarse_ms(), Ordering::Relaxed);
             if self.state.swap(IDLE, Ordering::AcqRel) == BUSY_ATTENTION {

@@ -6,7 +6,8 @@
 
 mod body;
 mod exchange;
-mod link;
+pub(crate) mod link;
+pub mod native;
 mod reply;
 
 #[cfg(feature = "python")]
@@ -16,6 +17,7 @@ pub mod python;
 pub use body::{Body, BodyError, BodyStream, BodyWaiter, Progress};
 pub use exchange::{Exchange, Listener, Peer, Request, Scheme};
 pub use link::{Flushed, Held, Link, Outcome, Port, Standing};
+pub(crate) use reply::Date;
 pub use reply::{Gone, Reply, ReplyError, Sent, refusal};
 
 /// An application, as the worker runs it.

@@ -101,7 +101,7 @@ impl Reply {
     }
 
     #[expect(clippy::expect_used, reason = "a reply in hand has its link: `begin` sets it")]
-    fn link(&self) -> &Arc<Link> {
+    pub(super) fn link(&self) -> &Arc<Link> {
         self.link.as_ref().expect("a reply in hand has a link")
     }
 
@@ -116,6 +116,22 @@ impl Reply {
         self.encoder.start(status).map_err(ReplyError::Invalid)?;
         self.started = true;
         Ok(())
+    }
+
+    /// Sets the status by its number; headers given before stay.
+    ///
+    /// # Errors
+    /// When the head was sent, or there is no such final status.
+    pub fn set_code(&mut self, code: u16) -> Result<(), ReplyError> {
+        self.encoder.set_code(code).map_err(ReplyError::Invalid)?;
+        self.started = true;
+        Ok(())
+    }
+
+    /// Takes over a head that was begun elsewhere, for the same request.
+    pub(super) fn adopt(&mut self, encoder: &mut Encoder) {
+        std::mem::swap(&mut self.encoder, encoder);
+        self.started = true;
     }
 
     /// Adds a header.
@@ -252,6 +268,31 @@ impl Reply {
         self.transmit(body, framed.after, hold)
     }
 
+    /// Sends one piece of the body that owns its memory; see [`Reply::send`].
+    pub(super) fn send_owned(&mut self, held: Held, total: Option<u64>) -> Result<Sent, Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
+        self.send_head(total);
+        let bytes: &[u8] = (*held).as_ref();
+        let framed = self.encoder.piece(bytes.len(), &mut self.out);
+        match self.send_now(&bytes[..framed.send], framed.after)? {
+            None => Ok(Sent::Room),
+            Some(sent) => {
+                self.queue_unsent(sent, framed.send, framed.after, |from| Rest::Held(held, from, framed.send))
+            }
+        }
+    }
+
+    /// Sends the head, if it is still to go, and whatever was kept back.
+    pub(super) fn flush(&mut self) -> Result<Sent, Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
+        self.send_head(None);
+        if self.out.is_empty() { Ok(Sent::Room) } else { self.transmit(&[], b"", || unreachable_hold()) }
+    }
+
     /// Hands the I/O thread `count` bytes of `file` from `offset` on, as the body.
     ///
     /// # Errors
@@ -362,6 +403,20 @@ impl Reply {
         after: &'static [u8],
         hold: impl FnOnce() -> Held,
     ) -> Result<Sent, Gone> {
+        match self.send_now(body, after)? {
+            None => Ok(Sent::Room),
+            Some(sent) => self.queue_unsent(sent, body.len(), after, |from| {
+                if body.len() - from <= REST_COPY_BYTES_MAX {
+                    Rest::Copied(body[from..].to_vec(), 0)
+                } else {
+                    Rest::Held(hold(), from, body.len())
+                }
+            }),
+        }
+    }
+
+    /// Sends what the socket has room for. `None`: that was all; else how many bytes of the three it took.
+    fn send_now(&mut self, body: &[u8], after: &[u8]) -> Result<Option<usize>, Gone> {
         self.claim()?;
         let link = self.link.as_ref().ok_or(Gone)?;
         self.behind |= link.take_said();
@@ -387,22 +442,27 @@ impl Reply {
             };
             if sent == total {
                 self.out.clear();
-                return Ok(Sent::Room);
+                return Ok(None);
             }
         }
-        // The rest, part by part.
+        Ok(Some(sent))
+    }
+
+    /// Leaves to the I/O thread what [`Reply::send_now`] did not get rid of. `rest` gives the body's part.
+    fn queue_unsent(
+        &mut self,
+        sent: usize,
+        body_len: usize,
+        after: &'static [u8],
+        rest: impl FnOnce(usize) -> Rest,
+    ) -> Result<Sent, Gone> {
+        let link = self.link.as_ref().ok_or(Gone)?;
+        // Part by part.
         let from_out = sent.min(self.out.len());
-        let from_body = sent.saturating_sub(self.out.len()).min(body.len());
-        let from_after = sent.saturating_sub(self.out.len() + body.len());
+        let from_body = sent.saturating_sub(self.out.len()).min(body_len);
+        let from_after = sent.saturating_sub(self.out.len() + body_len);
         let first = (from_out < self.out.len()).then(|| Rest::Copied(self.out[from_out..].to_vec(), 0));
-        let unsent = body.len() - from_body;
-        let second = if unsent == 0 {
-            None
-        } else if unsent <= REST_COPY_BYTES_MAX {
-            Some(Rest::Copied(body[from_body..].to_vec(), 0))
-        } else {
-            Some(Rest::Held(hold(), from_body, body.len()))
-        };
+        let second = (from_body < body_len).then(|| rest(from_body));
         let third = (from_after < after.len()).then(|| Rest::Copied(after[from_after..].to_vec(), 0));
         self.out.clear();
         self.behind = true;
@@ -428,7 +488,7 @@ pub fn refusal(status: u16, message: &str, is_head: bool) -> Vec<u8> {
 }
 
 /// The Date of responses, formatted once a second.
-struct Date {
+pub(crate) struct Date {
     second: u64,
     text: [u8; 29],
 }
@@ -440,7 +500,8 @@ impl Default for Date {
 }
 
 impl Date {
-    fn now(&mut self) -> &[u8; 29] {
+    /// The date of this second.
+    pub(crate) fn now(&mut self) -> &[u8; 29] {
         let second = clock::unix_seconds();
         if second != self.second {
             *self = Self { second, text: imf_fixdate(second) };

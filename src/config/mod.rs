@@ -139,6 +139,15 @@ pub enum WorkerClass {
     Gthread,
 }
 
+/// The socket for operators' commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// Its name; `None` for a name in the runtime directory, if there is one.
+    pub path: Option<PathBuf>,
+    /// The mode bits of its file.
+    pub mode: u32,
+}
+
 /// Every setting with its type. Names are gunicorn's. A [`Duration`] of zero means "no limit",
 /// except where it says otherwise.
 #[derive(Clone, Debug)]
@@ -255,6 +264,8 @@ pub struct Settings {
     pub reload: bool,
     /// File for the master's process id.
     pub pidfile: Option<PathBuf>,
+    /// Where operators' commands are taken; `None` for nowhere.
+    pub control: Option<ControlSettings>,
     /// User id of the workers; `None` keeps the master's.
     pub user: Option<u32>,
     /// Group id of the workers; `None` keeps the master's.
@@ -295,10 +306,10 @@ impl Settings {
         self.value(name).map_or_else(String::new, |(_, source)| described(name, source))
     }
 
-    /// Every setting with its value and its source, sorted by name: `--print-config`.
+    /// Every setting by its name, with its value as a config file would have it and its source in words.
     #[must_use]
-    pub fn listing(&self) -> String {
-        let mut rows: Vec<(&str, String, String)> = Vec::with_capacity(SETTINGS.len());
+    pub fn rows(&self) -> Vec<(&'static str, String, String)> {
+        let mut rows = Vec::with_capacity(SETTINGS.len());
         for (setting, entry) in SETTINGS.iter().zip(&self.values.entries) {
             let value = match setting.name {
                 "workers" => self.workers.to_string(),
@@ -321,6 +332,13 @@ impl Settings {
             rows.push((setting.name, value, source));
         }
         rows.sort_unstable();
+        rows
+    }
+
+    /// Every setting with its value and its source, sorted by name: `--print-config`.
+    #[must_use]
+    pub fn listing(&self) -> String {
+        let rows = self.rows();
         let names = rows.iter().map(|row| row.0.len()).max().unwrap_or_default();
         // One long value must not push every source off the screen.
         let values = rows.iter().map(|row| row.1.len()).filter(|len| *len <= 40).max().unwrap_or_default();
@@ -824,6 +842,10 @@ fn build(
         preload_app: values.on("preload_app"),
         reload: values.on("reload"),
         pidfile: values.text("pidfile").map(PathBuf::from),
+        control: (!values.on("control_socket_disable")).then(|| ControlSettings {
+            path: values.text("control_socket").map(PathBuf::from),
+            mode: u32::try_from(values.number("control_socket_mode")).unwrap_or_default(),
+        }),
         user: values.account("user", account::user_id)?,
         group: values.account("group", account::group_id)?,
         umask: u32::try_from(values.number("umask")).unwrap_or_default(),

@@ -159,7 +159,7 @@ pub enum Group {
     Http2,
     /// ASGI and WebSocket.
     Asgi,
-    /// gunicorn's dirty arbiters, control socket and other parts that stand alone.
+    /// gunicorn's dirty arbiters and other parts that stand alone.
     Other,
 }
 
@@ -310,7 +310,6 @@ const NO_HTTP2: Support = NoOp("it shapes HTTP/2, which ringhorn does not serve"
 const NO_ASGI: Support = NoOp("it shapes ASGI, which ringhorn does not serve");
 const NO_DIRTY: Support = Refused("run such work in a queue's own workers, for example Celery or RQ");
 const NO_DIRTY_DETAIL: Support = NoOp("it shapes dirty arbiters, which ringhorn does not have");
-const NO_CONTROL: Support = NoOp("ringhorn opens no control socket");
 const NO_PASTE: Support =
     Refused("give the application as module:attr, with paste.deploy.loadapp in that module");
 
@@ -753,6 +752,27 @@ pub static SETTINGS: &[Setting] = &[
     .start()
     .rare(),
     // Process
+    setting(Process, "control_socket", &["--control-socket"], Path, UNSET, "Unix socket for `ringhorn ctl`")
+        .computed("`ringhorn.ctl` in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR` or, for root, `/run`")
+        .rare(),
+    setting(
+        Process,
+        "control_socket_mode",
+        &["--control-socket-mode"],
+        Mode,
+        int(0o600),
+        "Mode of the control socket's file",
+    )
+    .rare(),
+    setting(
+        Process,
+        "control_socket_disable",
+        &["--no-control-socket"],
+        Switch,
+        NO,
+        "Open no control socket",
+    )
+    .rare(),
     setting(Process, "pidfile", &["-p", "--pid"], Path, UNSET, "File that holds the master's process id"),
     setting(Process, "user", &["-u", "--user"], Account, UNSET, "User the workers run as").start(),
     setting(Process, "group", &["-g", "--group"], Account, UNSET, "Group the workers run as").start(),
@@ -1112,19 +1132,6 @@ pub static SETTINGS: &[Setting] = &[
         .but(NO_DIRTY_DETAIL),
     setting(Other, "dirty_worker_exit", &[], Hook(&[2]), UNSET, "In a dirty worker that ends")
         .but(NO_DIRTY_DETAIL),
-    setting(Other, "control_socket", &["--control-socket"], Path, UNSET, "Path of the control socket")
-        .but(NO_CONTROL),
-    setting(
-        Other,
-        "control_socket_mode",
-        &["--control-socket-mode"],
-        Mode,
-        int(0o600),
-        "Mode of the control socket",
-    )
-    .but(NO_CONTROL),
-    setting(Other, "control_socket_disable", &["--no-control-socket"], Switch, NO, "Open no control socket")
-        .but(NO_CONTROL),
 ];
 
 /// The place of the setting `name` in [`SETTINGS`].

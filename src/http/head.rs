@@ -109,7 +109,7 @@ pub enum Scheme {
 }
 
 /// A request head. Made once and reused; spans are offsets into the bytes that were parsed last.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Head {
     /// The method as received.
     pub method: Span,
@@ -193,7 +193,8 @@ impl Head {
             return Err(NO_LINE);
         }
         self.is_head = rest.starts_with(b"HEAD ");
-        let was_searched = *scanned > start;
+        // Of a line that is not complete nothing was forgiven yet, so httparse must not see it either.
+        let was_searched = *scanned > start || policy.is_relaxed();
         // httparse starts from the first byte each time. So it sees a head when it comes, and then
         // only when it is complete: what came in between is searched for its end.
         let end = if was_searched { find_end(rest, start, scanned, policy)? } else { Some(rest.len()) };

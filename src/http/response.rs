@@ -182,6 +182,34 @@ impl Encoder {
         Ok(())
     }
 
+    /// Sets the status by its number, with the reason that RFC 9110 gives it. Fields stay.
+    ///
+    /// # Errors
+    /// [`ResponseError::Status`], [`ResponseError::Interim`], [`ResponseError::HeadSent`]. Nothing
+    /// is changed then.
+    pub fn set_code(&mut self, code: u16) -> Result<(), ResponseError> {
+        if self.head_sent {
+            return Err(ResponseError::HeadSent);
+        }
+        match code {
+            200..=999 => {}
+            100..=199 => return Err(ResponseError::Interim),
+            _ => return Err(ResponseError::Status),
+        }
+        self.code = code;
+        self.status.clear();
+        // Most answers are this one, and it needs no search and no formatting.
+        if code == 200 {
+            self.status.extend_from_slice(b"200 OK\r\n");
+            return Ok(());
+        }
+        self.status.extend_from_slice(itoa::Buffer::new().format(code).as_bytes());
+        self.status.push(b' ');
+        self.status.extend_from_slice(reason(code).as_bytes());
+        self.status.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
     /// Adds a field. What concerns only this connection is ours to decide: hop-by-hop fields are
     /// dropped (PEP 3333), but `Connection: close` closes. Blanks around the value are left out.
     ///

@@ -14,6 +14,8 @@
 //! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
+mod commands;
+pub mod control;
 mod launch;
 mod native;
 mod pidfile;
@@ -32,6 +34,8 @@ use std::time::Duration;
 use core_affinity::CoreId;
 use tracing::{debug, error, info, warn};
 
+use self::commands::Counts;
+use self::control::Control;
 use self::pidfile::Pidfile;
 use self::service::Service;
 use self::slots::{Action, Note, Rules, Seen, Slots};
@@ -307,6 +311,9 @@ struct Master<'h> {
     next_master: Option<Pid>,
     /// Workers forked so far.
     age: u64,
+    /// Where operators ask, if anywhere.
+    control: Option<Control>,
+    counts: Counts,
 }
 
 impl<'h> Master<'h> {
@@ -383,13 +390,17 @@ impl<'h> Master<'h> {
             earlier_master,
             next_master: None,
             age: 0,
+            control: None,
+            counts: Counts::new(now_ms),
         };
         master.set_title("master");
         master.summarise();
+        master.open_control();
         tell_workers(master.workers);
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
         if let Err(error) = master.host.when_ready(&addresses) {
             master.listeners.unlink();
+            master.close_control();
             master.remove_pidfile();
             return Err(error);
         }
@@ -449,6 +460,7 @@ impl<'h> Master<'h> {
     fn serve(&mut self) -> Exit {
         loop {
             self.take_events();
+            self.take_commands();
             self.slots.turn(monotonic_ms());
             if let Some(exit) = self.act() {
                 return self.leave(exit);
@@ -490,10 +502,12 @@ impl<'h> Master<'h> {
                     }
                     if self.next_master == Some(pid) {
                         self.next_master = None;
+                        self.reopen_control();
                     }
                     if let Some(at) = self.records.iter().position(|(owner, _)| *owner == pid) {
                         let record = self.records.swap_remove(at).1;
                         if let Some(record) = self.shared.record(record) {
+                            self.counts.requests += record.requests();
                             record.set_state(WorkerState::Empty);
                             record.set_pid(0);
                         }
@@ -563,6 +577,7 @@ impl<'h> Master<'h> {
                 match action {
                     Action::Fork { slot } => self.fork_into(slot),
                     Action::Kill { pid, signal } => {
+                        self.counts.killed += u64::from(signal == Signal::KILL);
                         if matches!(signal, Signal::ABORT | Signal::KILL) {
                             self.tell_requests_of(pid);
                         }
@@ -608,11 +623,14 @@ impl<'h> Master<'h> {
 
     fn wait(&mut self) {
         let now_ms = monotonic_ms();
-        let until_ms = self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).min();
+        let control_ms = self.control.as_ref().and_then(|control| control.next_ms(now_ms));
+        let until_ms =
+            self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).chain(control_ms).min();
         let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
-        let signals = &self.signals;
+        let (signals, control) = (&self.signals, &self.control);
         self.host.wait(&mut || {
-            if let Err(error) = signals.wait(timeout) {
+            let others = control.as_ref().map(|control| control.polled(now_ms)).unwrap_or_default();
+            if let Err(error) = signals.wait_or(timeout, others) {
                 error!("cannot wait: {}", describe(&error));
                 // Out of memory, most likely: not the time to spin.
                 std::thread::sleep(Duration::from_millis(100));
@@ -636,6 +654,7 @@ impl<'h> Master<'h> {
             }
         }
         self.remove_pidfile();
+        self.close_control();
         // As in gunicorn, a server that a hook ended does not ask another one.
         if matches!(exit, Exit::Code(_)) {
             return exit;
@@ -662,6 +681,7 @@ impl<'h> Master<'h> {
                 "cannot reload, so the old settings stay: {}",
                 text.strip_prefix("error: ").unwrap_or(&text)
             );
+            self.counts.reloads_failed += 1;
         }
     }
 
@@ -701,6 +721,10 @@ impl<'h> Master<'h> {
         let rules = rules(&settings);
         self.cpus = cpus(&settings);
         let old_settings = std::mem::replace(&mut self.settings, Arc::new(settings));
+        if self.settings.control != old_settings.control {
+            self.close_control();
+            self.open_control();
+        }
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         self.earlier = Some(match self.earlier.take() {
             // The last generation has not shown yet that it can boot: it is skipped.
@@ -716,6 +740,7 @@ impl<'h> Master<'h> {
         });
         self.slots.reloaded(rules, monotonic_ms());
         self.reloading = true;
+        self.counts.reloads += 1;
         self.set_title("master");
         self.summarise();
         Ok(())
@@ -724,6 +749,7 @@ impl<'h> Master<'h> {
     /// The new generation cannot boot.
     fn drop_generation(&mut self) {
         self.reloading = false;
+        self.counts.reloads_failed += 1;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
             dropped.close_but(&[&self.listeners]);
@@ -823,6 +849,7 @@ impl<'h> Master<'h> {
             metrics.begin();
         }
         self.age += 1;
+        record.set_age(self.age);
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
         let blocked = match signal::block(master_signals()) {
@@ -869,8 +896,9 @@ impl<'h> Master<'h> {
         self.host.after_fork_child();
         // The lock on the pidfile is the master's; with a copy in a worker it would outlive it.
         self.pidfile = None;
-        // Nor are listeners of binds that are gone a new worker's business.
+        // Nor are listeners of binds that are gone a new worker's business, or an operator's commands.
         self.earlier = None;
+        self.control = None;
         let context = installed
             .map_err(|error| system("handle signals", &error))
             .and_then(|signals| self.prepare_worker(slot, record, signals, master_event));

@@ -103,6 +103,18 @@ pub(super) enum Note {
     UpgradeEnded { pid: Pid, ending: Ending },
 }
 
+/// One worker, as an operator is shown it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Overview {
+    pub(super) pid: Pid,
+    pub(super) slot: usize,
+    pub(super) forked_ms: u64,
+    /// It was told to leave.
+    pub(super) leaving: bool,
+    /// It did not beat for longer than `timeout`.
+    pub(super) aborted: bool,
+}
+
 /// What a worker's record says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
@@ -271,6 +283,64 @@ impl Slots {
     /// How many workers there are to be.
     pub(super) fn target(&self) -> usize {
         self.target
+    }
+
+    /// Those who work, in the order of their forks, for people to look at.
+    pub(super) fn workers(&self) -> impl Iterator<Item = Overview> {
+        self.workers.iter().map(|worker| Overview {
+            pid: worker.pid,
+            slot: worker.slot,
+            forked_ms: worker.forked_ms,
+            leaving: !worker.stays(),
+            aborted: worker.aborted_ms.is_some(),
+        })
+    }
+
+    /// Whether WINCH has sent the workers away.
+    pub(super) fn is_resting(&self) -> bool {
+        self.resting
+    }
+
+    /// An operator wants so many workers. Their number is that of the settings again after a reload, as with
+    /// TTIN and TTOU.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn scale(&mut self, workers: usize, now_ms: u64) -> Result<(), String> {
+        if self.phase != Phase::Running {
+            return Err("the server is stopping".to_owned());
+        }
+        if self.is_sharing() {
+            return Err("an upgrade is under way, and the number of workers stays until one master is gone"
+                .to_owned());
+        }
+        if self.resting {
+            return Err("the workers were sent away (WINCH); reload to bring them back".to_owned());
+        }
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(format!("there can be 1 to {WORKERS_MAX} workers, not {workers}"));
+        }
+        self.set_target(workers, now_ms);
+        Ok(())
+    }
+
+    /// An operator wants a new worker in the slot: it is forked beside the old one, which leaves when the new
+    /// one serves, as with `max_requests`. Gives the process that will go.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn replace(&mut self, slot: usize) -> Result<Pid, String> {
+        if self.phase != Phase::Running {
+            return Err("the server is stopping".to_owned());
+        }
+        let worker = self.workers.iter_mut().rev().find(|worker| worker.slot == slot && worker.stays());
+        match worker {
+            Some(worker) => {
+                worker.seen.spent = true;
+                Ok(worker.pid)
+            }
+            None => Err(format!("there is no worker in slot {slot}")),
+        }
     }
 
     /// Whether another master shares the listeners: before it or after it in an upgrade.

@@ -118,7 +118,7 @@ enum Sockets {
 
 /// A unix socket's name in the file system, and which file we made there.
 #[derive(Clone, Debug)]
-struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -349,6 +349,15 @@ impl Listeners {
         })
     }
 
+    /// Where the server listens, in the order of the settings, and a descriptor of each: that of the first
+    /// slot.
+    pub(super) fn described(&self) -> impl Iterator<Item = (&LocalAddr, i32)> {
+        self.groups.iter().filter_map(|group| match &group.sockets {
+            Sockets::PerSlot(sockets) => Some((&group.local, sockets.first()?.as_raw_fd())),
+            Sockets::Shared(fd, _) => Some((&group.local, fd.as_raw_fd())),
+        })
+    }
+
     /// Where the server listens, in the order of the settings.
     pub(super) fn addresses(&self) -> impl Iterator<Item = &LocalAddr> {
         self.groups.iter().map(|group| &group.local)
@@ -436,16 +445,22 @@ fn shut(socket: &OwnedFd) {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let metadata = std::fs::symlink_metadata(&path)?;
         Ok(Self { path, device: metadata.dev(), inode: metadata.ino() })
     }
 
-    fn remove(self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (self.device, self.inode));
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+    /// Whether the name still leads to our socket.
+    pub(super) fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (self.device, self.inode))
+    }
+
+    pub(super) fn remove(self) {
+        if self.is_in_place()
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             tracing::warn!("cannot remove unix socket {}: {}", self.path.display(), describe(&error));
         }
     }
@@ -473,7 +488,7 @@ fn open_patiently(bind: &Bind, settings: &Settings, give_up: Instant) -> Result<
 
 /// Why a bind cannot be had.
 #[derive(Debug)]
-enum Refused {
+pub(super) enum Refused {
     Io(io::Error),
     /// The path of a unix socket is taken by something that is no socket.
     NotASocket,
@@ -642,7 +657,7 @@ fn open_unix(path: &Path, settings: &Settings) -> Result<(OwnedFd, Option<Socket
 
 /// A socket file outlives its server. One that nobody answers on is removed; gunicorn removes also
 /// one that is in use, and the server behind it goes on without clients.
-fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), Refused> {
+pub(super) fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), Refused> {
     let there = match std::fs::symlink_metadata(path) {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -670,10 +685,10 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), Refused> {
 }
 
 /// The process's umask while a unix socket is made. The master has one thread.
-struct Umask(Mode);
+pub(super) struct Umask(Mode);
 
 impl Umask {
-    fn set(mask: u32) -> Self {
+    pub(super) fn set(mask: u32) -> Self {
         Self(rustix::process::umask(Mode::from_raw_mode(mask)))
     }
 }

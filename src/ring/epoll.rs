@@ -368,6 +368,10 @@ impl Driver for Epoll {
         Ok(())
     }
 
+    fn readiness(&mut self) -> io::Result<OwnedFd> {
+        self.epoll.try_clone()
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }

@@ -162,6 +162,15 @@ pub trait Driver {
     /// Only what makes the backend unusable.
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
 
+    /// A descriptor that polls as readable when [`Driver::turn`] has something to deliver, for an event loop that
+    /// waits for this one too, edge-triggered: a turn that gave nothing comes before each wait.
+    ///
+    /// # Errors
+    /// No descriptors; or the backend has no such thing, as in simulations.
+    fn readiness(&mut self) -> io::Result<std::os::fd::OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// A handle with which any thread, or a signal handler, makes `turn` return.
     fn waker(&self) -> Waker;
 }

@@ -24,7 +24,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::buffers::{map_anonymous, unmap};
 use super::epoll::{is_of_one_connection, is_transient};
@@ -686,6 +689,14 @@ impl Driver for Uring {
         }
         self.state.now_ms = monotonic_ms();
         Ok(())
+    }
+
+    fn readiness(&mut self) -> io::Result<OwnedFd> {
+        // The ring's own descriptor does not do: with DEFER_TASKRUN, waiting on it slept over completions (6.18).
+        // An eventfd that is never read gives one edge for each write.
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(event)
     }
 
     fn waker(&self) -> Waker {

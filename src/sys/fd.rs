@@ -135,6 +135,41 @@ pub fn steer_group(member: BorrowedFd<'_>, count: Option<u32>) -> io::Result<()>
     }
 }
 
+/// Who is at the other end of a connected unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The process; 0 when it is outside this process-id namespace.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// Who connected to this socket, or who listens behind it when we connected.
+///
+/// # Errors
+/// `ENOTSOCK` and its like: no unix socket.
+///
+/// # Source
+/// unix(7), `SO_PEERCRED`. rustix reads it too, into a type that has no room for process 0.
+pub fn peer_of(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `found`, and both live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(Credentials { pid: found.pid, uid: found.uid }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -149,6 +184,17 @@ mod tests {
             let error = take_inherited(number).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EBADF), "fd {number}");
         }
+    }
+
+    #[test]
+    fn the_other_end_of_a_unix_socket_is_known() {
+        use std::os::fd::AsFd;
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let peer = peer_of(one.as_fd()).unwrap();
+        assert_eq!(peer.pid.cast_unsigned(), std::process::id());
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(peer_of(file.as_fd()).is_err());
     }
 
     #[test]

@@ -16,3 +16,4 @@ pub mod shared;
 pub mod signal;
 pub mod thread_clock;
 pub mod title;
+pub mod usage;

@@ -259,6 +259,20 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sets an environment variable, in a process that has one thread only, as after a fork. Otherwise, and for a name
+/// that cannot be one, nothing is done and the answer is false.
+#[must_use]
+pub fn set_variable(name: &str, value: &str) -> bool {
+    let is_name = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+    if !is_name || thread_count() != Some(1) {
+        return false;
+    }
+    // SAFETY: no other thread exists that could read or write the environment meanwhile: counted just now, and
+    // only this one could start another.
+    unsafe { std::env::set_var(name, value) };
+    true
+}
+
 /// Ends the process at once: no destructors, no handlers of libraries, no flush. For when a thread of the
 /// application cannot be waited for any longer.
 ///

@@ -69,6 +69,7 @@ pub struct WorkerRecord {
     heartbeat_ms: AtomicU64,
     requests: AtomicU64,
     changed_ms: AtomicU64,
+    age: AtomicU64,
     connections: AtomicU32,
     state: AtomicU32,
     pid: AtomicU32,
@@ -176,6 +177,17 @@ impl WorkerRecord {
     #[must_use]
     pub fn changed_ms(&self) -> u64 {
         self.changed_ms.load(Ordering::Acquire)
+    }
+
+    /// Says how many workers the master had forked when it forked this one.
+    pub fn set_age(&self, age: u64) {
+        self.age.store(age, Ordering::Relaxed);
+    }
+
+    /// How many workers the master had forked when it forked this one.
+    #[must_use]
+    pub fn age(&self) -> u64 {
+        self.age.load(Ordering::Relaxed)
     }
 
     /// Says which process this is; 0 is none.

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd, poll};
+pub use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 pub use rustix::process::Signal;
 
@@ -160,9 +161,18 @@ impl Signals {
     /// # Errors
     /// poll(2) fails for lack of memory.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.wait_or(timeout, Vec::new())
+    }
+
+    /// As [`Signals::wait`], and until something happens on one of `others`.
+    ///
+    /// # Errors
+    /// As [`Signals::wait`].
+    pub fn wait_or(&self, timeout: Option<Duration>, mut others: Vec<PollFd<'_>>) -> io::Result<()> {
         // A time the kernel cannot express is as good as none.
         let timeout = timeout.and_then(|left| left.try_into().ok());
-        match poll(&mut [PollFd::new(self.event, PollFlags::IN)], timeout.as_ref()) {
+        others.push(PollFd::new(self.event, PollFlags::IN));
+        match poll(&mut others, timeout.as_ref()) {
             Ok(0) | Err(Errno::INTR) => return Ok(()),
             Ok(_) => {}
             Err(error) => return Err(error.into()),

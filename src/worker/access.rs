@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::error;
 
-use crate::app::{Exchange, Peer};
+use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
-use crate::http::Version;
+use crate::http::{Encoder, Version};
 use crate::limits::LOG_FLUSH_MS;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
 use crate::sys::clock;
@@ -29,7 +29,7 @@ impl AccessLog {
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }
 
-    /// Writes the line of a finished exchange. Called on the thread that answered it.
+    /// Writes the line of a finished exchange. Called on the runner's thread.
     pub(super) fn record(&self, exchange: &Exchange) {
         let received = exchange.request.received_ns;
         let now = clock::monotonic_ns();
@@ -41,15 +41,22 @@ impl AccessLog {
         self.write(expired);
     }
 
-    fn write(&self, record: &impl AccessRecord) {
+    fn write(&self, view: &impl AccessRecord) {
         thread_local! {
             static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         LINE.with_borrow_mut(|line| {
             line.clear();
-            self.format.format(record, line);
+            self.format.format(view, line);
             self.writer.write(line);
         });
+    }
+
+    /// Writes the line of an answer that a native service gave on the spot. Called on the I/O thread.
+    pub(super) fn record_inline(&self, request: &native::Request<'_>, encoder: &Encoder, received_ns: u64) {
+        let now = clock::monotonic_ns();
+        let duration = Duration::from_nanos(now.saturating_sub(received_ns));
+        self.write(&InlineView { request, encoder, duration });
     }
 
     pub(super) fn reopen(&self) {
@@ -122,6 +129,65 @@ impl AccessRecord for View<'_> {
 
     fn response_header(&self, name: &[u8]) -> Option<&[u8]> {
         self.exchange.reply.encoder().field(name)
+    }
+}
+
+struct InlineView<'a> {
+    request: &'a native::Request<'a>,
+    encoder: &'a Encoder,
+    duration: Duration,
+}
+
+impl AccessRecord for InlineView<'_> {
+    fn remote_addr(&self) -> &[u8] {
+        match self.request.peer() {
+            Peer::Inet { host, .. } => host.as_bytes(),
+            Peer::Unix => b"",
+        }
+    }
+
+    fn method(&self) -> &[u8] {
+        self.request.method_bytes()
+    }
+
+    fn target(&self) -> &[u8] {
+        self.request.target()
+    }
+
+    fn path(&self) -> &[u8] {
+        self.request.path()
+    }
+
+    fn query(&self) -> &[u8] {
+        self.request.query()
+    }
+
+    fn protocol(&self) -> &[u8] {
+        match self.request.head.version {
+            Version::Http11 => b"HTTP/1.1",
+            Version::Http10 => b"HTTP/1.0",
+        }
+    }
+
+    fn status(&self) -> u16 {
+        self.encoder.status_code()
+    }
+
+    fn body_bytes(&self) -> Option<u64> {
+        Some(self.encoder.body_bytes())
+    }
+
+    fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
+        let fields = self.request.headers().filter(|(field, _)| field.eq_ignore_ascii_case(name));
+        fields.last().map(|(_, value)| value)
+    }
+
+    fn response_header(&self, name: &[u8]) -> Option<&[u8]> {
+        self.encoder.field(name)
     }
 }
 

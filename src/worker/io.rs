@@ -4,6 +4,8 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
+pub(super) mod inline;
+
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use self::inline::Inline;
 use super::access::Expired;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
@@ -51,6 +54,8 @@ pub(super) struct Io {
     rules: Arc<Rules>,
     pool: Arc<Pool>,
     app: Arc<dyn Application>,
+    /// A native service, which answers on this thread; then no request goes to the pool.
+    inline: Option<Box<Inline>>,
     port: Arc<Port>,
     blank: Option<Box<Exchange>>,
     #[expect(
@@ -91,6 +96,8 @@ pub(super) struct Io {
     told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
+    /// It has slept already since the last turn.
+    rested: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -138,6 +145,7 @@ impl Io {
             rules,
             pool,
             app,
+            inline: None,
             port,
             blank: None,
             batch: Vec::new(),
@@ -157,6 +165,7 @@ impl Io {
             stuck: None,
             told_last: false,
             waiting: 0,
+            rested: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -187,6 +196,10 @@ impl Io {
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
+            if self.waiting > 0 && self.pool.rest() {
+                self.waiting = self.pool.waiting();
+                self.rested = true;
+            }
             self.turn()?;
             pulse(self.now_ms, std::mem::take(&mut self.begun));
             if self.waiting > 0 {
@@ -206,8 +219,12 @@ impl Io {
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
+        self.rested = false;
         let mut events = std::mem::take(&mut self.events);
-        self.driver.turn(Some(timeout), &mut events)?;
+        match &mut self.inline {
+            None => self.driver.turn(Some(timeout), &mut events)?,
+            Some(inline) => inline.wait(&mut *self.driver, self.now_ms, timeout, &mut events)?,
+        }
         self.now_ms = self.driver.now_ms();
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
@@ -237,6 +254,9 @@ impl Io {
             if !self.crowded {
                 self.open();
             }
+        }
+        if let Some(inline) = &mut self.inline {
+            inline.run_tasks(self.now_ms);
         }
         if !self.lost.is_empty() {
             self.forget_lost();
@@ -291,7 +311,7 @@ impl Io {
     fn timeout(&self) -> Duration {
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
-            ms = BATCH_CHECK_MS;
+            ms = if self.rested { 0 } else { BATCH_CHECK_MS };
         }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
@@ -505,6 +525,17 @@ impl Io {
                 return used;
             }
             match &mut conn.phase {
+                Phase::Head if self.inline.is_some() => {
+                    if used > 0 && self.rules.policy.is_relaxed() {
+                        // `consume_input` goes on, with what the next head is forgiven.
+                        return used;
+                    }
+                    let (count, goes_on) = self.serve_inline(token, rest);
+                    used += count;
+                    if !goes_on {
+                        return used;
+                    }
+                }
                 Phase::Head => {
                     let mut exchange = self.blank.take().unwrap_or_else(|| self.pool.blank());
                     let parsed = exchange.request.head.parse(
@@ -656,6 +687,9 @@ impl Io {
     }
 
     fn hand_over(&mut self, token: Token, mut exchange: Box<Exchange>, stream: Option<BodyDecoder>) {
+        if self.inline.is_some() {
+            return self.serve_gathered(token, exchange, stream);
+        }
         let Some(conn) = self.conns.get(token) else { return };
         exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
@@ -874,7 +908,7 @@ impl Io {
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
-        conn.link.conclude();
+        conn.link.conclude(Outcome::Close);
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();

@@ -5,6 +5,8 @@
 
 mod access;
 mod conn;
+#[cfg(test)]
+mod inline_tests;
 mod io;
 mod overdue;
 mod pool;
@@ -18,6 +20,7 @@ mod tests;
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
@@ -29,9 +32,12 @@ use tracing::{debug, error, info, warn};
 
 use self::access::AccessLog;
 use self::io::Io;
+pub(crate) use self::io::inline::Beside;
+use self::io::inline::Inline;
 use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
-use crate::app::{Application, Listener, Peer, Port};
+use crate::app::native::{Service, Tasks, Worker};
+use crate::app::{Application, Listener, Peer, Port, Runner};
 use crate::config::{Settings, Trusted};
 use crate::error::{Exit, StartError};
 use crate::http::{Policy, ProxyMode};
@@ -354,6 +360,51 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
     code
 }
 
+/// A native service, and what runs beside its ring.
+pub(crate) struct Served {
+    /// What answers.
+    pub(crate) service: Box<dyn Service>,
+    /// An async runtime on the same thread.
+    pub(crate) beside: Option<Box<dyn Beside>>,
+}
+
+/// Makes a worker's service, on the worker's thread. The second argument gives a descriptor that is readable when
+/// the ring has something to deliver.
+pub(crate) type Make<'a> =
+    dyn FnMut(&Worker, &mut dyn FnMut() -> std_io::Result<OwnedFd>) -> Result<Served, StartError> + 'a;
+
+/// Serves a native service until told to leave: the I/O thread is this one, the worker's main thread. Returns the
+/// exit code.
+pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
+    let access = match AccessLog::open(&context.settings) {
+        Ok(access) => access.map(Arc::new),
+        Err(error) => {
+            error!("cannot open the access log: {error}");
+            return Exit::Start.code();
+        }
+    };
+    // Of use to nobody, and without a thread.
+    let pool = Arc::new(Pool::new(1, None));
+    let served = serve(context, &pool, Arc::new(Nobody), access.clone(), Some(make));
+    if let Err(error) = &served {
+        let text = error.to_string();
+        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+    }
+    if let Some(access) = access {
+        access.flush();
+    }
+    info!("Worker exiting (pid: {})", process::id());
+    observe::flush();
+    served.as_ref().err().map_or(Exit::Done, StartError::exit).code()
+}
+
+/// The application of a worker that has a service instead.
+struct Nobody;
+
+impl Application for Nobody {
+    fn with_runner(&self, _body: &mut dyn FnMut(&mut dyn Runner)) {}
+}
+
 /// The I/O thread from its first line to its last. Returns the worker's exit code.
 fn io_thread(
     context: WorkerContext,
@@ -363,7 +414,7 @@ fn io_thread(
 ) -> i32 {
     let shared = Arc::clone(&context.shared);
     let record = context.record;
-    let served = serve(context, pool, app, access.clone());
+    let served = serve(context, pool, app, access.clone(), None);
     let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
         let text = error.to_string();
@@ -396,24 +447,30 @@ fn serve(
     pool: &Arc<Pool>,
     app: Arc<dyn Application>,
     access: Option<Arc<AccessLog>>,
+    make: Option<&mut Make<'_>>,
 ) -> Result<Duration, StartError> {
     let failed = |error: std_io::Error| {
         StartError::new(Exit::Start, format!("the I/O thread failed: {}", describe(&error)))
     };
-    // Signals are the main thread's: Python's handlers run there.
-    signal::block_all_in_this_thread().map_err(failed)?;
-    // Packets that arrive must not push the runner off the core that both share: measured 6.0 against 7.7
-    // microseconds per request of a WSGI hello world.
-    if let Err(error) = process::set_batch_scheduling() {
-        debug!("cannot set SCHED_BATCH: {error}");
+    if make.is_none() {
+        // Signals are the main thread's: Python's handlers run there.
+        signal::block_all_in_this_thread().map_err(failed)?;
+        // Packets that arrive must not push the runner off the core that both share: measured 6.0 against 7.7
+        // microseconds per request of a WSGI hello world.
+        if let Err(error) = process::set_batch_scheduling() {
+            debug!("cannot set SCHED_BATCH: {error}");
+        }
     }
-    let (driver, choice) = ring::open(context.settings.io).map_err(|error| match context.settings.io {
-        // It would fail again: that ends the start, instead of being tried for ever.
-        ring::Io::Uring => StartError::new(Exit::WorkerBoot, format!("io_uring is not available: {error}"))
-            .from(context.settings.source("io"))
-            .hint(format!("{ALLOW_URING}; or leave the choice to --io auto")),
-        _ => failed(error),
-    })?;
+    let (mut driver, choice) =
+        ring::open(context.settings.io).map_err(|error| match context.settings.io {
+            // It would fail again: that ends the start, instead of being tried for ever.
+            ring::Io::Uring => {
+                StartError::new(Exit::WorkerBoot, format!("io_uring is not available: {error}"))
+                    .from(context.settings.source("io"))
+                    .hint(format!("{ALLOW_URING}; or leave the choice to --io auto"))
+            }
+            _ => failed(error),
+        })?;
     choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
@@ -422,8 +479,21 @@ fn serve(
         &context.settings,
         access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
     ));
-    let port = Port::new(waker.clone()).expiring(rules.patience.request_ms != u64::MAX);
-    let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, Arc::new(port));
+    let port = Arc::new(Port::new(waker.clone()).expiring(rules.patience.request_ms != u64::MAX));
+    let tasks = Rc::new(Tasks::new(waker.clone()));
+    let inline = match make {
+        None => None,
+        Some(make) => {
+            let (slot, age, threads) = (context.slot, context.age, context.settings.threads);
+            let worker = Worker::new(slot, age, threads, Arc::clone(&port), Rc::clone(&tasks));
+            let Served { service, beside } = make(&worker, &mut || driver.readiness())?;
+            Some(Inline::new(service, Rc::clone(&tasks), beside, access.clone()))
+        }
+    };
+    let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, port);
+    if let Some(inline) = inline {
+        io.serve_with(inline);
+    }
     io.open();
     context.set_ready();
     let mut life = Life::new(&context.settings, clock::monotonic_ms());
@@ -444,6 +514,8 @@ fn serve(
             signal::notify(master_event);
         }
     });
+    // Responders that are still owed an answer are dropped while their connections can hear of it.
+    tasks.clear();
     let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
 }

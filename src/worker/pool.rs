@@ -21,7 +21,7 @@ use tracing::{debug, error};
 
 use super::access::{AccessLog, Expired};
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::{HEARTBEAT_MS, SPARE_EXCHANGES_MAX};
+use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REST_MS, SPARE_EXCHANGES_MAX};
 use crate::observe::statsd::metrics;
 use crate::ring::Token;
 use crate::sys::clock;
@@ -96,6 +96,10 @@ struct Queue {
     seats: Vec<Arc<Seat>>,
     /// Requests taken from the queue since the start.
     taken: u64,
+    /// The I/O thread rests until the queue is empty ([`Pool::rest`]).
+    resting: bool,
+    /// `taken` when it began to rest the last time.
+    rested: u64,
     closing: bool,
     /// Runner threads that have not left yet, the main thread included.
     alive: usize,
@@ -108,6 +112,8 @@ pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
     access: Option<Arc<AccessLog>>,
+    /// Where the I/O thread rests.
+    rest: Parker,
     left: std::sync::Condvar,
 }
 
@@ -137,12 +143,15 @@ impl Pool {
                 awake: 0,
                 seats: Vec::new(),
                 taken: 0,
+                resting: false,
+                rested: 0,
                 closing: false,
                 alive: 0,
                 excused: 0,
             }),
             threads_max: threads_max.max(1),
             access,
+            rest: Parker::new(),
             left: std::sync::Condvar::new(),
         }
     }
@@ -278,6 +287,28 @@ impl Pool {
     #[must_use]
     pub(super) fn waiting(&self) -> usize {
         lock(&self.queue).ready.len()
+    }
+
+    /// Lets the I/O thread sleep while the runners have enough to do: until the queue is empty, at most for
+    /// [`REST_MS`], and not at all when no request was taken since the last time. Returns whether it slept.
+    ///
+    /// What arrives meanwhile waits in the kernel and wakes nobody. Asleep in the ring or in epoll, the I/O thread
+    /// is woken by the first arrival: an interrupt from the CPU that brings it and, whenever something else wants
+    /// this CPU too, a preemption of the runner, `SCHED_BATCH` or not: 0.5 of them per request of a Django view,
+    /// measured beside a compiler. Resting took that view from 124 to 105 microseconds of CPU there.
+    pub(super) fn rest(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.ready.is_empty() || queue.rested == queue.taken || queue.closing {
+            return false;
+        }
+        queue.rested = queue.taken;
+        queue.resting = true;
+        // With several awake, requests block, and the next one that does is to be noticed soon.
+        let ms = if queue.awake == 1 { REST_MS } else { BATCH_CHECK_MS };
+        drop(queue);
+        self.rest.park_timeout(Duration::from_millis(ms));
+        lock(&self.queue).resting = false;
+        true
     }
 
     /// Called while requests wait, at least every millisecond: gives blocked runners company.
@@ -417,7 +448,13 @@ impl Pool {
         loop {
             if !surplus && let Some(exchange) = queue.ready.pop_front() {
                 queue.taken += 1;
-                return Some(Turn { exchange, taken: queue.taken, alone: queue.awake == 1 });
+                let turn = Turn { exchange, taken: queue.taken, alone: queue.awake == 1 };
+                let rested = queue.ready.is_empty() && std::mem::take(&mut queue.resting);
+                drop(queue);
+                if rested {
+                    self.rest.unpark();
+                }
+                return Some(turn);
             }
             if queue.closing && queue.ready.is_empty() {
                 return None;
@@ -534,6 +571,32 @@ mod tests {
 
     impl Application for Barren {
         fn with_runner(&self, _body: &mut dyn FnMut(&mut dyn Runner)) {}
+    }
+
+    /// It slept on beside an empty queue, and what had arrived meanwhile waited.
+    #[test]
+    fn the_io_thread_rests_until_the_queue_is_empty_and_not_beside_a_stuck_runner() {
+        struct Nothing;
+        impl Runner for Nothing {
+            fn run(&mut self, _exchange: &mut Exchange) {}
+
+            fn park(&mut self, wait: &mut dyn FnMut()) {
+                wait();
+            }
+        }
+        let pool = Pool::new(1, None);
+        let index = pool.sit();
+        let seat = Arc::clone(&lock(&pool.queue).seats[index]);
+        let take = || pool.take(index, &seat, &mut Nothing, false, None, None).map(|turn| turn.taken);
+        assert!(!pool.rest(), "nobody would end it");
+        pool.submit(&mut vec![pool.blank(), pool.blank(), pool.blank()]);
+        assert_eq!(take(), Some(1));
+        assert!(pool.rest(), "a request was taken");
+        assert!(!pool.rest(), "none was taken since");
+        // A wake-up that comes before the sleep is not lost, so this has one order and no race.
+        lock(&pool.queue).resting = true;
+        assert_eq!((take(), take()), (Some(2), Some(3)));
+        assert_eq!(pool.rest.park_timeout(Duration::from_secs(60)), Wakeup::Woken);
     }
 
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.

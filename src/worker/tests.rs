@@ -48,7 +48,7 @@ struct Server {
     threads: Vec<JoinHandle<()>>,
 }
 
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     Rules {
         patience: Patience::ENDLESS,
         queue_ms: u64::MAX,
@@ -152,14 +152,14 @@ impl Drop for Server {
     }
 }
 
-fn read_all(stream: &mut TcpStream) -> String {
+pub(super) fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Reads until `text` has come and returns all of it.
-fn read_until(stream: &mut TcpStream, text: &str) -> String {
+pub(super) fn read_until(stream: &mut TcpStream, text: &str) -> String {
     let mut got = Vec::new();
     let mut buffer = [0; 4096];
     while !String::from_utf8_lossy(&got).contains(text) {
@@ -212,13 +212,13 @@ fn answer(exchange: &mut Exchange, body: &[u8]) {
 
 const BACKENDS: [ring::Io; 2] = [ring::Io::Uring, ring::Io::Epoll];
 
-fn on_both(test: impl Fn(ring::Io)) {
+pub(super) fn on_both(test: impl Fn(ring::Io)) {
     for io in BACKENDS {
         test(io);
     }
 }
 
-fn get(path: &str) -> String {
+pub(super) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
 

@@ -159,6 +159,7 @@ def test_a_request_that_takes_too_long_is_answered_503_and_the_others_are_unharm
         assert (answer.status, answer.field("connection")) == (503, "close")
         assert answer.field("retry-after") is None, "it would be done twice"
         assert client.read_to_end() == b"", "and nothing behind it"
+    wait_until(lambda: "Request timed out" in site.log(), "the log is told")
     # The late answer goes nowhere, and its thread comes back.
     assert site.get("/go_on").status == 200
     assert [site.get("/plain").status for _ in range(20)] == [200] * 20
@@ -185,6 +186,7 @@ def test_an_answer_that_has_begun_is_cut_visibly(serve):
         client.wait_for(b"the beginning")
         with pytest.raises(ConnectionResetError):
             client.read_to_end()
+    wait_until(lambda: "Request timed out" in site.log(), "the log is told")
     assert site.get("/go_on").status == 200
     in_order(site.log(), r"Request timed out: GET /stream .*; its answer had begun, and the connection was reset")
 
@@ -198,7 +200,7 @@ def test_an_application_that_reads_a_body_which_does_not_come_is_let_go(serve):
         assert client.read_response().status == 503
     with site.client() as client:
         assert client.get("/plain").status == 200
-    assert site.log().count("Request timed out") == 1
+    wait_until(lambda: site.log().count("Request timed out") == 1, "the log is told")
 
 
 def test_quick_requests_of_a_connection_are_told_from_a_slow_one(serve):

@@ -39,6 +39,12 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
     run(py, argv, None, Source::Settings)
 }
 
+/// Runs one of the operator's commands and returns its exit code. `argv` begins with its name.
+#[pyfunction]
+fn operate(py: Python<'_>, argv: Vec<OsString>) -> i32 {
+    py.detach(|| crate::ctl::main(&argv))
+}
+
 /// Serves what the function `load` returns, or the application `name`, with the settings of a program and,
 /// unless it wants to be `alone`, those of the other sources, `argv` among them. Returns the exit code.
 #[pyfunction]
@@ -229,6 +235,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SERVER_SOFTWARE", host::SERVER_SOFTWARE)?;
     module.add_class::<watch::Inotify>()?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add("COMMANDS", crate::ctl::COMMANDS)?;
+    module.add_function(wrap_pyfunction!(operate, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;

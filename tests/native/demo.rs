@@ -1,0 +1,138 @@
+//! `ringhorn-demo`: every route, on both backends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::Write;
+use std::process::Command;
+
+use crate::server::{BACKENDS, DEMO, Server, get, put};
+
+fn on_both(test: impl Fn(&Server)) {
+    for io in BACKENDS {
+        test(&Server::start(DEMO, &["--workers", "1", "--io", io]));
+    }
+}
+
+#[test]
+fn plaintext_and_json_are_what_benchmarks_ask_for() {
+    on_both(|server| {
+        let answer = server.get("/plaintext");
+        assert_eq!((answer.status, answer.text()), (200, "Hello, World!"));
+        assert!(answer.head.contains("\r\ncontent-type: text/plain\r\n"), "{}", answer.head);
+        assert!(
+            answer.head.contains("\r\nserver: ") && answer.head.contains("\r\ndate: "),
+            "{}",
+            answer.head
+        );
+        assert_eq!(server.get("/json").text(), r#"{"message":"Hello, World!"}"#);
+        assert_eq!(server.get("/nothing").status, 404);
+        assert!(server.get("/").text().contains("/plaintext"));
+    });
+}
+
+/// Small ones are answered from the receive buffer, large ones in pieces while they arrive.
+#[test]
+fn an_echo_gives_back_bodies_of_every_size() {
+    on_both(|server| {
+        for length in [0, 1, 5000, 500_000, 3_000_000] {
+            let body: String = (0..length).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
+            let mut client = server.connect();
+            let mut sender = client.stream.get_ref().try_clone().unwrap();
+            let request = put("/echo", &body);
+            let sending = std::thread::spawn(move || sender.write_all(request.as_bytes()).unwrap());
+            let answer = client.read().unwrap();
+            sending.join().unwrap();
+            assert!(answer.body == body.as_bytes(), "{length}: {}", answer.head);
+            assert_eq!(client.ask(&get("/plaintext")).text(), "Hello, World!");
+        }
+    });
+}
+
+#[test]
+fn files_are_served_and_nothing_above_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("static");
+    std::fs::create_dir_all(root.join("css")).unwrap();
+    std::fs::write(root.join("css/site.css"), "body {}").unwrap();
+    std::fs::write(root.join("large.bin"), vec![7_u8; 2_000_000]).unwrap();
+    std::fs::write(directory.path().join("secret"), "secret").unwrap();
+    for io in BACKENDS {
+        let mut command = Command::new(DEMO);
+        command.args(["--bind", "127.0.0.1:0", "--workers", "1", "--io", io]);
+        command.env("RINGHORN_DEMO_STATIC", &root);
+        let server = Server::run(command);
+        let mut client = server.connect();
+        let answer = client.ask(&get("/static/css/site.css"));
+        assert_eq!((answer.status, answer.text()), (200, "body {}"));
+        assert!(answer.head.contains("\r\ncontent-type: text/css"), "{}", answer.head);
+        assert!(client.ask(&get("/static/large.bin")).body == vec![7_u8; 2_000_000]);
+        for path in ["/static/../secret", "/static/%2e%2e/secret", "/static/css", "/static/none", "/static/"]
+        {
+            let answer = client.ask(&get(path));
+            assert_eq!(answer.status, 404, "{path}");
+            assert!(answer.text().starts_with("{\"error\":"), "{path}");
+        }
+    }
+}
+
+#[test]
+fn keys_are_put_read_deleted_and_expire() {
+    on_both(|server| {
+        let mut client = server.connect();
+        let mut ask = |request: &str| {
+            let answer = client.ask(request);
+            (answer.status, String::from_utf8(answer.body).unwrap())
+        };
+        let empty = String::new;
+        assert_eq!(ask(&get("/kv/a")), (404, "{\"error\":\"there is no such key\"}\n".to_owned()));
+        assert_eq!(ask(&put("/kv/a", "one")), (201, empty()));
+        assert_eq!(ask(&put("/kv/a", "two")), (204, empty()));
+        assert_eq!(ask(&get("/kv/a")), (200, "two".to_owned()));
+        assert_eq!(ask(&get("/kv/%61")), (200, "two".to_owned()));
+        assert_eq!(ask(&put("/kv/short?ttl=0", "gone")), (201, empty()));
+        assert_eq!(ask(&get("/kv/short")).0, 404);
+        assert_eq!(ask(&put("/kv/long?ttl=3600", "there")), (201, empty()));
+        assert_eq!(ask(&get("/kv/long")), (200, "there".to_owned()));
+        assert!(ask(&get("/kv/")).1.starts_with("{\"keys\":2,"));
+        let delete = "DELETE /kv/a HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(ask(delete), (204, empty()));
+        assert_eq!(ask(delete).0, 404);
+        assert_eq!(ask(&put("/kv/a?ttl=soon", "x")).0, 400);
+        assert_eq!(ask(&put(&format!("/kv/{}", "k".repeat(257)), "x")).0, 400);
+        assert_eq!(ask(&put("/kv/", "x")).0, 405);
+        assert_eq!(ask(&put("/kv/large", &"v".repeat(900_000))).0, 201);
+        // More than `body_buffer`: told so before it was sent, and the connection ends.
+        let head =
+            "PUT /kv/larger HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2000000\r\n\r\n";
+        assert_eq!(ask(head).0, 413);
+    });
+}
+
+/// The command line is `ringhorn`'s, and so are the log lines.
+#[test]
+fn the_command_line_is_understood_and_mistakes_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("access.log");
+    let arguments =
+        ["--workers", "1", "--access-logfile", log.to_str().unwrap(), "--limit-request-line", "100"];
+    let mut server = Server::start(DEMO, &arguments);
+    assert_eq!(server.get("/plaintext").status, 200);
+    assert_eq!(server.get("/static/none").status, 404);
+    assert_eq!(server.get(&format!("/{}", "x".repeat(100))).status, 414);
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.wait(), Some(0));
+    let lines = std::fs::read_to_string(&log).unwrap();
+    assert!(lines.contains("\"GET /plaintext HTTP/1.1\" 200 13 "), "{lines}");
+    assert!(lines.contains("\"GET /static/none HTTP/1.1\" 404 "), "a deferred answer is logged too: {lines}");
+    for (arguments, code, text) in [
+        (&["--workers", "0"][..], 1, "invalid workers '0'"),
+        (&["--no-such-option"][..], 2, "--no-such-option"),
+        (&["--config", "x.py"][..], 1, "it is Python"),
+    ] {
+        let output = Command::new(DEMO).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(text), "{said}");
+    }
+    assert_eq!(Command::new(DEMO).arg("--check-config").status().unwrap().code(), Some(0));
+}

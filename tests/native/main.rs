@@ -1,0 +1,7 @@
+//! Native services as their users see them: programs, sockets, signals.
+
+mod allocations;
+mod demo;
+mod examples;
+mod faults;
+mod server;
