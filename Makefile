@@ -92,13 +92,13 @@ check: lint
 lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps
+	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python,tower -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps --features tower
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
 	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
-	cargo test --locked
+	cargo test --locked --features tower
 
 # The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies.
 loadtest:

@@ -89,6 +89,10 @@ pub const LOG_LINE_BYTES_MAX: usize = 64 * 1024;
 /// they are freed, so that a burst does not cost memory for ever.
 pub const SPARE_EXCHANGES_MAX: usize = 256;
 
+/// Requests that wait for runners above which a refused one is not queued for Python's access log. It holds its
+/// connection's descriptor while it waits.
+pub const REFUSED_WAITING_MAX: usize = 1024;
+
 /// Pieces of blocking work of one native worker that wait for its threads; more are refused, and the service
 /// decides what that means to its client.
 pub const BLOCKING_QUEUE_MAX: usize = 1024;
@@ -135,6 +139,16 @@ pub const ACCEPT_RETRY_MS: u64 = 100;
 /// Milliseconds between two lines of the log about requests that are turned away: there are many of them.
 pub const OVERLOAD_WARN_MS: u64 = 10_000;
 
+/// Milliseconds between looks whether clients wait while a worker has all the connections that it may have.
+pub const ROOM_CHECK_MS: u64 = 50;
+
+/// Milliseconds that a connection is idle at least before it ends for a client that waits: a request may be on its
+/// way on a younger one.
+pub const ROOM_IDLE_MS: u64 = 500;
+
+/// One in so many of a full worker's connections ends at a time.
+pub const ROOM_SHARE: usize = 16;
+
 /// Milliseconds between two lines of the log about accepting that fails: the cause lasts, the line need not
 /// be repeated ten times a second.
 pub const ACCEPT_WARN_MS: u64 = 10_000;
@@ -162,9 +176,13 @@ pub const CLOSE_ENTRANCE_MS: u64 = 500;
 /// logs, rings.
 pub const DESCRIPTORS_RESERVED: usize = 256;
 
-/// Milliseconds that the access log has to be written when the worker leaves. A dead pipe costs lines, not
+/// Milliseconds that each log has to be written when its process ends. A dead pipe costs lines, not
 /// a hanging process.
 pub const LOG_FLUSH_MS: u64 = 1_000;
+
+/// Milliseconds after which the master offers lines of the error log again that a stalled pipe has not taken.
+pub const LOG_RETRY_MS: u64 = 500;
+
 /// Messages that wait for Python's `logging`; further ones are counted and lost.
 pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 

@@ -56,6 +56,9 @@ def log(level: int, message: str) -> None:
 def signal_worker(number: int) -> None:
     """Give this process, a worker, a signal as if it had come from outside."""
 
+def flush_log() -> None:
+    """Wait, for a bounded time, until the log is written: this process is about to end."""
+
 def is_leaving() -> bool:
     """Whether this process is a worker that was told to leave."""
 

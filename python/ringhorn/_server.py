@@ -176,6 +176,7 @@ class Server:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
+        _native.flush_log()
         # Threads that hang are the usual reason to be here: do not wait for them.
         os._exit(1)
 

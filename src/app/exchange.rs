@@ -53,6 +53,17 @@ pub enum Peer {
     Unix,
 }
 
+impl Peer {
+    /// `REMOTE_ADDR`: the address as text; empty for a unix socket's peer.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Inet { host, .. } => host,
+            Self::Unix => "",
+        }
+    }
+}
+
 impl From<SocketAddr> for Peer {
     fn from(addr: SocketAddr) -> Self {
         // An IPv4 client of an IPv6 listener is shown, and trusted, as what it is.

@@ -18,7 +18,7 @@ pub use body::{Body, BodyError, BodyStream, BodyWaiter, Progress};
 pub use exchange::{Exchange, Listener, Peer, Request, Scheme};
 pub use link::{Flushed, Held, Link, Outcome, Port, Standing};
 pub(crate) use reply::Date;
-pub use reply::{Gone, Reply, ReplyError, Sent, refusal};
+pub use reply::{Gone, Reply, ReplyError, Sent, body_bytes, refusal};
 
 /// An application, as the worker runs it.
 pub trait Application: Send + Sync {
@@ -37,6 +37,11 @@ pub trait Application: Send + Sync {
 pub trait Runner {
     /// Answers one request. A reply that is left unfinished is failed by the pool.
     fn run(&mut self, exchange: &mut Exchange);
+
+    /// Tells whoever logs through the runner of a request that was refused, and is answered.
+    fn refused(&mut self, exchange: &Exchange) {
+        let _ = exchange;
+    }
 
     /// Calls `wait`, which blocks until there is work, with the interpreter released.
     fn park(&mut self, wait: &mut dyn FnMut());

@@ -365,18 +365,19 @@ impl Reply {
             self.out.clear();
             self.link().withdraw_continue();
             error_page(status, message, self.is_head, retry_after, self.date.now(), &mut self.out);
-            let body = self
-                .out
-                .windows(4)
-                .position(|end| end == b"\r\n\r\n")
-                .map_or(0, |at| self.out.len() - at - 4);
-            self.failed = Some((status, body as u64));
+            self.failed = Some((status, body_bytes(&self.out)));
             self.end = Some(End::Close);
             if !self.gone {
                 let _ = self.transmit(&[], b"", || unreachable_hold());
             }
         }
         self.leave();
+    }
+
+    /// Notes the answer that was given in an application's place, with so many bytes of body. Nothing is sent.
+    pub fn note_refusal(&mut self, status: u16, body_bytes: u64) {
+        self.failed = Some((status, body_bytes));
+        self.finished = true;
     }
 
     fn leave(&mut self) {
@@ -477,6 +478,13 @@ impl Reply {
 /// Stands for the owner of a piece that is empty, and so is never asked for.
 fn unreachable_hold() -> Held {
     Box::new([0_u8; 0])
+}
+
+/// Bytes of the body of an error page.
+#[must_use]
+pub fn body_bytes(page: &[u8]) -> u64 {
+    let end = page.windows(4).position(|end| end == b"\r\n\r\n");
+    end.map_or(0, |at| page.len() - at - 4) as u64
 }
 
 /// The complete answer to a request that was refused before any application saw it.

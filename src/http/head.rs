@@ -137,6 +137,8 @@ pub struct Head {
     pub script_name: Option<Span>,
     /// Whether the method is HEAD, so that the answer has no body. Set for refused requests, too.
     pub is_head: bool,
+    /// Whether request line and fields were read, so that the request can be told of. Set for refused requests, too.
+    pub is_read: bool,
 }
 
 /// What is collected from the fields on the way.
@@ -177,7 +179,7 @@ impl Head {
         trusted: bool,
     ) -> Result<Option<usize>, Refusal> {
         // Also right for a request that is refused, or timed out, before its method is known.
-        self.is_head = false;
+        (self.is_head, self.is_read) = (false, false);
         // RFC 9112 section 2.2 asks to ignore at least one empty line in front. More than one is
         // refused, as by gunicorn.
         let start = match input {
@@ -335,6 +337,13 @@ impl Head {
         }
         let method = request.method.unwrap_or_default().as_bytes();
         check_method(method, policy)?;
+        if method == b"CONNECT" {
+            // It asks for a tunnel. An application cannot make one, and a success it answered by mistake would
+            // turn what follows into bytes of that tunnel (RFC 9110 section 9.3.6).
+            (self.path, self.query) = (self.target, self.target.part(0, 0));
+            let refused = Refusal::new(501, "CONNECT is not served: this is not a proxy");
+            return self.read_rest(refused, base, request.headers);
+        }
         let authority = self.split_target(method, target)?;
 
         let mut seen = Seen::default();
@@ -352,8 +361,12 @@ impl Head {
                 name: Span::within(base, header.name.as_bytes()),
                 value: Span::within(base, header.value),
             };
-            self.take_field(field, header.name.as_bytes(), header.value, policy, trusted, &mut seen)?;
+            let name = header.name.as_bytes();
+            if let Err(refused) = self.take_field(field, name, header.value, policy, trusted, &mut seen) {
+                return self.read_rest(refused, base, &request.headers[index..]);
+            }
         }
+        self.is_read = true;
         self.decide_host(seen.host, authority)?;
         self.decide_framing(&seen, lines, offset, policy)?;
         self.keep_alive = !seen.close && (self.version == Version::Http11 || seen.keep_alive);
@@ -362,6 +375,22 @@ impl Head {
         self.expect_continue =
             seen.expects && self.version == Version::Http11 && self.framing != Framing::None;
         Ok(())
+    }
+
+    /// Takes the rest of the fields of a request that is refused for one of them, for those who are told of it.
+    #[cold]
+    fn read_rest(
+        &mut self,
+        refused: Refusal,
+        base: usize,
+        rest: &[httparse::Header<'_>],
+    ) -> Result<(), Refusal> {
+        self.fields.extend(rest.iter().map(|header| Field {
+            name: Span::within(base, header.name.as_bytes()),
+            value: Span::within(base, header.value),
+        }));
+        self.is_read = true;
+        Err(refused)
     }
 
     /// Splits the target into path and query, and returns its authority if it has one.
@@ -570,11 +599,6 @@ fn check_method(method: &[u8], policy: &Policy) -> Result<(), Refusal> {
             || method.iter().any(|byte| byte.is_ascii_lowercase() || *byte == b'#'))
     {
         return Err(Refusal::quoting(400, "invalid request method", method));
-    }
-    // CONNECT asks for a tunnel. An application cannot make one, and a success it answered by
-    // mistake would turn what follows into bytes of that tunnel (RFC 9110 section 9.3.6).
-    if method == b"CONNECT" {
-        return Err(Refusal::new(501, "CONNECT is not served: this is not a proxy"));
     }
     Ok(())
 }
@@ -1450,6 +1474,22 @@ mod tests {
                     assert_eq!(Err(refusal.status), whole);
                     break;
                 }
+            }
+        }
+        // And in two pieces: between a name and its colon, a piece was refused that had not been forgiven yet.
+        for split in 1..input.len() {
+            let (mut head, mut scanned, mut bytes) = (Head::default(), 0, input[..split].to_vec());
+            relax(&mut bytes, scanned, policy);
+            let first = head.parse(&bytes, &mut scanned, policy, false);
+            if first == Ok(None) {
+                bytes.extend_from_slice(&input[split..]);
+                relax(&mut bytes, scanned, policy);
+                let said = head
+                    .parse(&bytes, &mut scanned, policy, false)
+                    .map(|len| len.map(|len| said(&head, &bytes, len)));
+                assert_eq!(said.map_err(|refusal| refusal.status), whole, "split at {split}");
+            } else if let Err(refusal) = first {
+                assert_eq!(Err(refusal.status), whole, "split at {split}");
             }
         }
         whole.map(|said| said.expect("the head is complete"))

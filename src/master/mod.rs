@@ -42,7 +42,7 @@ use self::slots::{Action, Note, Rules, Seen, Slots};
 use self::sockets::Listeners;
 use crate::config::{Io, Settings, WorkerClass};
 use crate::error::{Exit, StartError};
-use crate::limits::WORKERS_MAX;
+use crate::limits::{LOG_RETRY_MS, WORKERS_MAX};
 use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
@@ -280,6 +280,7 @@ pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
             error.exit()
         }
     };
+    observe::flush();
     exit.code()
 }
 
@@ -624,8 +625,10 @@ impl<'h> Master<'h> {
     fn wait(&mut self) {
         let now_ms = monotonic_ms();
         let control_ms = self.control.as_ref().and_then(|control| control.next_ms(now_ms));
-        let until_ms =
-            self.slots.next_ms(now_ms).into_iter().chain(self.service.next_ms()).chain(control_ms).min();
+        // Lines of the log that nobody has taken are offered again; there is no thread for it.
+        let log_ms = observe::retry().then_some(now_ms + LOG_RETRY_MS);
+        let until_ms = [self.slots.next_ms(now_ms), self.service.next_ms(), control_ms, log_ms];
+        let until_ms = until_ms.into_iter().flatten().min();
         let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
         let (signals, control) = (&self.signals, &self.control);
         self.host.wait(&mut || {
@@ -857,13 +860,19 @@ impl<'h> Master<'h> {
             Err(error) => return self.fork_failed(slot, index, &error),
         };
         self.host.before_fork();
+        let log = observe::hold();
         match process::fork() {
             Ok(Fork::Child) => {
+                if let Some(log) = log {
+                    log.begin_worker();
+                }
                 // A panic must not unwind into the embedding process: it would be a second master.
                 let code = catch_unwind(AssertUnwindSafe(|| self.become_worker(slot, index, blocked)));
+                observe::flush();
                 std::process::exit(code.unwrap_or(EXIT_PANIC))
             }
             Ok(Fork::Parent(pid)) => {
+                drop(log);
                 self.host.after_fork_parent();
                 drop(blocked);
                 self.host.forked(pid);
@@ -873,6 +882,7 @@ impl<'h> Master<'h> {
                 self.slots.forked(slot, pid, monotonic_ms());
             }
             Err(error) => {
+                drop(log);
                 self.host.after_fork_parent();
                 drop(blocked);
                 self.fork_failed(slot, index, &error);

@@ -3,6 +3,9 @@
 //! [`Server::builder`] collects settings and [`Builder::serve`] does what the `ringhorn` command does: it opens
 //! listeners and logs, handles signals, forks workers, and replaces them. There is no interpreter anywhere.
 
+#[cfg(feature = "tower")]
+mod tower;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +21,9 @@ use crate::observe::{self, statsd::Statsd};
 use crate::sys::errno::describe;
 use crate::sys::process::{self, Fork};
 use crate::worker::{self, Make, Served};
+
+#[cfg(feature = "tower")]
+pub use self::tower::{Body, Connection};
 
 /// The umask of a daemon; gunicorn's.
 const DAEMON_UMASK: u32 = 0o022;

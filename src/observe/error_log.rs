@@ -10,17 +10,18 @@
 //! `tracing` has no level CRITICAL. An event at level `ERROR` whose target is [`CRITICAL`] is one;
 //! [`critical!`](crate::critical) writes such events. `TRACE` events count as debug.
 //!
-//! Each line is one `write(2)`, so that lines of several processes do not mix. When it fails, the
-//! line is lost and nothing else happens. There is no thread and no buffer, so fork needs no care.
+//! Each line is one `write(2)`, so that lines of several processes do not mix. [`super::outlet`] keeps a destination
+//! that stalls away from those who serve; [`ErrorLog::flush`] comes before the end of a process.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -28,6 +29,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 use super::LogTarget;
+use super::outlet::{Hold, Outlet};
 use crate::limits::LOG_LINE_BYTES_MAX;
 use crate::sys::clock;
 
@@ -94,9 +96,7 @@ pub struct ErrorLog {
     path: Option<PathBuf>,
     /// Whether standard output and error go to the file, too.
     capture: bool,
-    // Held for writing only while the file is exchanged, so a child that the application forks
-    // from any thread finds it free or shared, and can log.
-    file: RwLock<Option<File>>,
+    outlet: Outlet,
 }
 
 impl ErrorLog {
@@ -112,7 +112,8 @@ impl ErrorLog {
             LogTarget::Standard => (None, io::stderr().as_fd().try_clone_to_owned().ok().map(File::from)),
             LogTarget::File(path) => (Some(path.clone()), Some(super::open(path)?)),
         };
-        Ok(Self { level: AtomicU8::new(level as u8), path, capture: false, file: RwLock::new(file) })
+        let outlet = Outlet::new(file, lost_lines);
+        Ok(Self { level: AtomicU8::new(level as u8), path, capture: false, outlet })
     }
 
     /// Sends standard output and error to the log's file when `capture` says so; the log stays what it is when
@@ -127,13 +128,12 @@ impl ErrorLog {
     }
 
     fn take_streams(&self) -> io::Result<()> {
-        if self.capture
-            && let Some(file) = self.file.read().unwrap_or_else(PoisonError::into_inner).as_ref()
-        {
+        let take = |file: &File| -> io::Result<()> {
             rustix::stdio::dup2_stdout(file)?;
             rustix::stdio::dup2_stderr(file)?;
-        }
-        Ok(())
+            Ok(())
+        };
+        if self.capture { self.outlet.with_file(take).unwrap_or(Ok(())) } else { Ok(()) }
     }
 
     /// Makes this the log of the process and gives it back for [`ErrorLog::reopen`].
@@ -151,8 +151,7 @@ impl ErrorLog {
     /// The file cannot be opened; the log goes on with the old one.
     pub fn reopen(&self) -> io::Result<()> {
         if let Some(path) = &self.path {
-            let file = super::open(path)?;
-            *self.file.write().unwrap_or_else(PoisonError::into_inner) = Some(file);
+            self.outlet.replace(super::open(path)?);
             self.take_streams()?;
         }
         Ok(())
@@ -164,14 +163,28 @@ impl ErrorLog {
         tracing::callsite::rebuild_interest_cache();
     }
 
+    /// Keeps other threads from logging while this process forks.
+    pub(super) fn hold(&self) -> Hold<'_> {
+        self.outlet.hold()
+    }
+
+    /// From here on a thread may write what waits.
+    pub(super) fn allow_thread(&self) {
+        self.outlet.allow_thread();
+    }
+
+    /// Offers lines that wait to the log once more. Returns whether some still wait.
+    pub(super) fn retry(&self) -> bool {
+        self.outlet.retry()
+    }
+
+    /// Waits until every line is written, at most `patience`.
+    pub fn flush(&self, patience: Duration) {
+        self.outlet.flush(patience);
+    }
+
     fn write_line(&self, line: &str) {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut file) = file.as_ref() {
-            // A signal may interrupt a write to a pipe before its first byte. Everything else loses
-            // the line: to try again would hold up the server.
-            while file.write(line.as_bytes()).is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
-            }
-        }
+        self.outlet.write(line.as_bytes());
     }
 }
 
@@ -248,6 +261,14 @@ fn start(line: &mut String, level: Level) {
     let time = clock::local_time(clock::unix_now()).error_log();
     // Writing to a String cannot fail.
     let _ = write!(line, "[{time}] [{}] [{}] ", std::process::id(), level.name());
+}
+
+/// The line about lines that were lost.
+fn lost_lines(lost: u64, reason: &str) -> String {
+    let mut line = String::new();
+    start(&mut line, Level::Warning);
+    let _ = writeln!(line, "{lost} lines of the error log are lost: {reason}");
+    line
 }
 
 /// Cuts `line` to `most` bytes, between two characters.

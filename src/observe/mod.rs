@@ -1,8 +1,8 @@
 //! What the server tells about itself: its own messages, and a line per request.
 //!
 //! - [`error_log`] takes `tracing` events and writes them as gunicorn writes its error log. It is
-//!   used in every process and writes at once, because these lines are few and matter most when
-//!   things go wrong.
+//!   used in every process and writes at once where it can, because these lines are few and matter most
+//!   when things go wrong; `outlet` keeps them where nobody takes them.
 //! - [`access_log`] turns the facts of one request into a line, and [`writer`] keeps those lines
 //!   away from the threads that serve: a slow disk or a full pipe costs lines, not requests.
 //! - [`statsd`] sends a datagram per request, when somebody collects metrics.
@@ -11,6 +11,7 @@
 
 pub mod access_log;
 pub mod error_log;
+mod outlet;
 pub mod statsd;
 pub mod writer;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use access_log::{AccessFormat, AccessRecord};
 pub use error_log::{CRITICAL, ErrorLog, Level};
+pub use outlet::Hold;
 pub use writer::LogWriter;
 
 /// Where a log goes.
@@ -58,9 +60,31 @@ pub fn divert(sink: Arc<dyn Sink>) {
 
 /// Waits, for a bounded time, until the messages so far are written: the process is about to end.
 pub fn flush() {
+    let patience = Duration::from_millis(crate::limits::LOG_FLUSH_MS);
     if let Some(sink) = SINK.get() {
-        sink.flush(Duration::from_millis(crate::limits::LOG_FLUSH_MS));
+        sink.flush(patience);
     }
+    if let Some(log) = ERROR_LOG.get() {
+        log.flush(patience);
+    }
+}
+
+/// Keeps other threads from logging while this process forks; a worker then calls [`Hold::begin_worker`].
+#[must_use]
+pub fn hold() -> Option<Hold<'static>> {
+    ERROR_LOG.get().map(|log| log.hold())
+}
+
+/// From here on this process, which must not fork any more, writes messages that wait by a thread of its own.
+pub fn allow_thread() {
+    if let Some(log) = ERROR_LOG.get() {
+        log.allow_thread();
+    }
+}
+
+/// Offers messages that wait to the log once more, for a process without threads. Returns whether some still wait.
+pub fn retry() -> bool {
+    ERROR_LOG.get().is_some_and(|log| log.retry())
 }
 
 /// Opens the error log and makes it the destination of all messages. `capture` sends this process's standard

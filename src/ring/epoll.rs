@@ -368,8 +368,8 @@ impl Driver for Epoll {
         Ok(())
     }
 
-    fn readiness(&mut self) -> io::Result<OwnedFd> {
-        self.epoll.try_clone()
+    fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {
+        Ok(vec![self.epoll.try_clone()?])
     }
 
     fn waker(&self) -> Waker {

@@ -162,12 +162,12 @@ pub trait Driver {
     /// Only what makes the backend unusable.
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
 
-    /// A descriptor that polls as readable when [`Driver::turn`] has something to deliver, for an event loop that
-    /// waits for this one too, edge-triggered: a turn that gave nothing comes before each wait.
+    /// Descriptors of which one polls as readable when [`Driver::turn`] has something to deliver, for an event loop
+    /// that waits for this one too, edge-triggered: a turn that gave nothing comes before each wait.
     ///
     /// # Errors
     /// No descriptors; or the backend has no such thing, as in simulations.
-    fn readiness(&mut self) -> io::Result<std::os::fd::OwnedFd> {
+    fn readiness(&mut self) -> io::Result<Vec<std::os::fd::OwnedFd>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

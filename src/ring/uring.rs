@@ -691,12 +691,14 @@ impl Driver for Uring {
         Ok(())
     }
 
-    fn readiness(&mut self) -> io::Result<OwnedFd> {
+    fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {
         // The ring's own descriptor does not do: with DEFER_TASKRUN, waiting on it slept over completions (6.18).
         // An eventfd that is never read gives one edge for each write.
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         self.ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(event)
+        // A write to one eventfd cannot signal another at once: the kernel leaves that to RCU, which took up to half
+        // a second. So the waker's is watched, too.
+        Ok(vec![event, self.state.waker.try_clone_fd()?])
     }
 
     fn waker(&self) -> Waker {

@@ -1,6 +1,7 @@
 //! The access log's view of an exchange.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::error;
@@ -9,6 +10,7 @@ use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
 use crate::http::{Encoder, Version};
 use crate::limits::LOG_FLUSH_MS;
+use crate::observe::statsd::metrics;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
 use crate::sys::clock;
 
@@ -29,7 +31,7 @@ impl AccessLog {
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }
 
-    /// Writes the line of a finished exchange. Called on the runner's thread.
+    /// Writes the line of a finished exchange.
     pub(super) fn record(&self, exchange: &Exchange) {
         let received = exchange.request.received_ns;
         let now = clock::monotonic_ns();
@@ -67,6 +69,50 @@ impl AccessLog {
 
     pub(super) fn flush(&self) {
         self.writer.flush(Duration::from_millis(LOG_FLUSH_MS));
+    }
+}
+
+/// Who is told of each exchange when it is done.
+#[derive(Default)]
+pub(super) struct Recorder {
+    access: Option<Arc<AccessLog>>,
+    /// Python's logger writes the access log, through a runner.
+    by_runner: bool,
+}
+
+impl Recorder {
+    pub(super) fn new(access: Option<Arc<AccessLog>>, by_runner: bool) -> Self {
+        Self { access, by_runner }
+    }
+
+    /// Tells those that need no runner. For any thread; never waits.
+    pub(super) fn record(&self, exchange: &Exchange) {
+        if exchange.reply.is_expired() {
+            // The I/O thread did so when it answered.
+            return;
+        }
+        if let Some(access) = &self.access {
+            access.record(exchange);
+        }
+        if let Some(statsd) = metrics() {
+            let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
+            statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
+        }
+    }
+
+    /// Tells of a request that the I/O thread has answered while a runner has it.
+    pub(super) fn record_expired(&self, expired: &Expired<'_>) {
+        if let Some(access) = &self.access {
+            access.record_expired(expired);
+        }
+        if let Some(statsd) = metrics() {
+            statsd.request(expired.status, expired.duration);
+        }
+    }
+
+    /// Whether a runner has to tell somebody, too.
+    pub(super) fn needs_runner(&self) -> bool {
+        self.by_runner
     }
 }
 

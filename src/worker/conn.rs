@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::overdue::RequestLine;
-use crate::app::{Exchange, Link};
+use crate::app::{Exchange, Link, Standing};
 use crate::http::BodyDecoder;
 
 /// Where a connection stands between one request and the next.
@@ -52,6 +52,9 @@ pub(super) struct Conn {
     pub(super) before_proxy: bool,
     /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
     pub(super) streamed: bool,
+    /// When the client connected, or was last given the time for another request, in milliseconds. The end of an
+    /// answer that nobody reported is in the link.
+    pub(super) idle_ms: u64,
     /// When to act if nothing happens, in milliseconds; the wheel may hold an earlier entry.
     pub(super) deadline_ms: u64,
     /// When to give up if the client takes nothing of its answer. Its own deadline, because a request's body
@@ -68,7 +71,7 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(link: Arc<Link>, trusted: bool, before_proxy: bool) -> Self {
+    pub(super) fn new(link: Arc<Link>, trusted: bool, before_proxy: bool, opened_ms: u64) -> Self {
         Self {
             link,
             phase: Phase::Head,
@@ -82,6 +85,7 @@ impl Conn {
             trusted,
             before_proxy,
             streamed: false,
+            idle_ms: opened_ms,
             deadline_ms: u64::MAX,
             writing_deadline_ms: u64::MAX,
             wheel_ms: u64::MAX,
@@ -89,5 +93,19 @@ impl Conn {
             line: RequestLine::EMPTY,
             head: Vec::new(),
         }
+    }
+
+    /// Since when nothing has been going on here: no request, no answer, no part of either.
+    pub(super) fn idle_since_ms(&self) -> Option<u64> {
+        // Between two requests the phase may still be that of the last one: nobody reports the end of an answer.
+        let between = match self.phase {
+            Phase::Head => !self.in_head,
+            Phase::InHand(None) => {
+                self.link.standing() == Standing::Idle && !self.writing && !self.link.has_rest()
+            }
+            _ => false,
+        };
+        let idle = between && self.input.is_empty() && !self.ended;
+        idle.then(|| self.link.idle_since_ms().max(self.idle_ms))
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
+use super::access::Recorder;
 use super::io::Io;
 use super::io::inline::Inline;
 use super::pool::Pool;
@@ -55,7 +56,7 @@ impl Server {
             let tasks = Rc::new(Tasks::new(waker));
             let worker = Worker::new(0, 1, 2, Arc::clone(&port), Rc::clone(&tasks));
             let service = Box::new(make(&worker));
-            let pool = Arc::new(Pool::new(1, None));
+            let pool = Arc::new(Pool::new(1, Recorder::default()));
             let mut io = Io::new(driver, vec![door], Arc::new(rules), pool, Arc::new(Nobody), port);
             io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None));
             io.open();

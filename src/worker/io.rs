@@ -22,12 +22,14 @@ use super::pool::{Pool, Watch, Work};
 use super::table::Table;
 use super::{Door, Notices, Rules, Stop};
 use crate::app::{
-    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing, refusal,
+    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
+    body_bytes, refusal,
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
     HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OVERLOAD_WARN_MS, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -47,6 +49,8 @@ pub(super) struct Io {
     doors: Vec<Door>,
     /// Accepting is off until there is room (`worker_connections`).
     crowded: bool,
+    /// When to look again whether somebody waits for room.
+    room_ms: u64,
     /// When to try again to accept, after the process ran out of descriptors.
     accept_again_ms: Option<u64>,
     /// When the log was last told that accepting fails.
@@ -140,6 +144,7 @@ impl Io {
             wheel: Wheel::new(now_ms),
             doors,
             crowded: false,
+            room_ms: 0,
             accept_again_ms: None,
             accept_warned_ms: None,
             rules,
@@ -255,6 +260,9 @@ impl Io {
                 self.open();
             }
         }
+        if self.crowded && self.room_ms <= self.now_ms {
+            self.make_room();
+        }
         if let Some(inline) = &mut self.inline {
             inline.run_tasks(self.now_ms);
         }
@@ -316,6 +324,9 @@ impl Io {
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
             ms = 1;
         }
+        if self.crowded {
+            ms = ms.min(self.room_ms.saturating_sub(self.now_ms));
+        }
         for at in [self.wheel.next_ms(), self.accept_again_ms, self.draining, Some(self.overdue.next_ms())]
             .into_iter()
             .flatten()
@@ -357,17 +368,54 @@ impl Io {
         let trusted = self.rules.trusts(&peer);
         let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
         let port = Arc::clone(&self.port);
+        let now_ms = self.now_ms;
         let token = self.conns.insert(|token| {
-            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy)
+            Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy, now_ms)
         });
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
         if self.conns.len() >= self.rules.connections_max && !self.crowded {
             // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
             self.crowded = true;
+            self.room_ms = self.now_ms;
             for index in 0..self.doors.len() {
                 self.driver.stop_accept(index);
             }
+        }
+    }
+
+    /// Ends the longest idle connections if there is no room for clients that wait. An idle client can connect
+    /// again; one that waits has no other way in.
+    fn make_room(&mut self) {
+        self.room_ms = self.now_ms + ROOM_CHECK_MS;
+        if self.leaving.is_some() || !self.doors.iter().any(Door::has_waiting) {
+            return;
+        }
+        let mut idle = Vec::new();
+        for token in self.conns.tokens() {
+            if let Some(since_ms) = self.conns.get(token).and_then(|conn| conn.idle_since_ms())
+                && since_ms + ROOM_IDLE_MS <= self.now_ms
+            {
+                idle.push((since_ms, token));
+            }
+        }
+        // Some at once, because looking for them means looking at all.
+        let count = idle.len().min(self.conns.len().div_ceil(ROOM_SHARE));
+        if count == 0 {
+            return;
+        }
+        if count < idle.len() {
+            idle.select_nth_unstable_by_key(count, |&(since_ms, _)| since_ms);
+        }
+        if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
+            self.accept_warned_ms = Some(self.now_ms);
+            warn!(
+                "all {} connections of this worker are taken (worker_connections): idle ones end for newcomers",
+                self.rules.connections_max
+            );
+        }
+        for &(_, token) in &idle[..count] {
+            self.close(token);
         }
     }
 
@@ -468,7 +516,9 @@ impl Io {
                 self.set_deadline(token, self.rules.first_byte_ms);
                 self.consume_input(token);
             }
-            Err(refused) => self.refuse(token, &refused, false),
+            Err(refused) => {
+                self.refuse(token, &refused, false);
+            }
             Ok(None) => {}
         }
     }
@@ -564,9 +614,18 @@ impl Io {
                             return used;
                         }
                         Err(refused) => {
-                            let is_head = exchange.request.head.is_head;
-                            self.blank = Some(exchange);
-                            self.refuse(token, &refused, is_head);
+                            let head = &exchange.request.head;
+                            let is_head = head.is_head;
+                            if head.is_read && self.rules.timed {
+                                let last = head.fields.last().map_or(head.target, |field| field.value);
+                                let lines = rest.get(..last.end as usize).unwrap_or(rest);
+                                exchange.request.bytes.extend_from_slice(lines);
+                                exchange.request.received_ns = clock::monotonic_ns();
+                                self.refuse_read(token, &refused, exchange);
+                            } else {
+                                self.blank = Some(exchange);
+                                self.refuse(token, &refused, is_head);
+                            }
                             return data.len();
                         }
                     }
@@ -575,8 +634,7 @@ impl Io {
                     match gathering.decoder.decode(rest, &mut gathering.body) {
                         Ok(count) => used += count,
                         Err(refused) => {
-                            let is_head = gathering.exchange.request.head.is_head;
-                            self.refuse(token, &refused, is_head);
+                            self.refuse_gathering(token, &refused);
                             return data.len();
                         }
                     }
@@ -655,6 +713,10 @@ impl Io {
             if conn.link.say(CONTINUE) {
                 self.write(token);
             }
+        }
+        if self.rules.timed {
+            // If it comes to no application: from here on it counts.
+            exchange.request.received_ns = clock::monotonic_ns();
         }
         let Some(conn) = self.conns.get(token) else { return };
         conn.phase = Phase::Body(Box::new(Gathering { exchange, decoder, body: Vec::new() }));
@@ -776,10 +838,9 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         conn.ended = true;
         match &conn.phase {
-            Phase::Body(gathering) => {
-                let is_head = gathering.exchange.request.head.is_head;
+            Phase::Body(_) => {
                 let refused = Refusal { status: 400, detail: BodyError::Truncated.to_string().into() };
-                self.refuse(token, &refused, is_head);
+                self.refuse_gathering(token, &refused);
             }
             Phase::InHand(Some(_)) => self.break_body(token, BodyError::Truncated),
             // Half closed: the answer, and those to requests already received, still go out.
@@ -902,9 +963,12 @@ impl Io {
 
     /// Answers a request that no application sees, and ends the connection. To a HEAD request the page has no body
     /// (RFC 9110 section 9.3.2).
-    fn refuse(&mut self, token: Token, refused: &Refusal, is_head: bool) {
-        let Some(conn) = self.conns.get(token) else { return };
-        warn!("Invalid request from {}: {}", conn.link.peer(), refused.detail);
+    ///
+    /// Returns the bytes of the page's body.
+    fn refuse(&mut self, token: Token, refused: &Refusal, is_head: bool) -> u64 {
+        let Some(conn) = self.conns.get(token) else { return 0 };
+        // gunicorn's words, which programs that ban addresses look for.
+        warn!("Invalid request from ip={}: {}", conn.link.peer().host(), refused.detail);
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
@@ -913,6 +977,36 @@ impl Io {
         conn.broken = true;
         conn.input = Vec::new();
         self.look(token);
+        body_bytes(&page)
+    }
+
+    /// Refuses a request whose head was read, and tells of it.
+    fn refuse_read(&mut self, token: Token, refused: &Refusal, exchange: Box<Exchange>) {
+        let Some(conn) = self.conns.get(token) else { return };
+        // The connection may be gone when it has been answered.
+        let link = Arc::clone(&conn.link);
+        let bytes = self.refuse(token, refused, exchange.request.head.is_head);
+        self.tell_of(exchange, link, refused.status, bytes);
+    }
+
+    /// Refuses a request whose body was being read.
+    fn refuse_gathering(&mut self, token: Token, refused: &Refusal) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if let Phase::Body(gathering) = std::mem::replace(&mut conn.phase, Phase::Head) {
+            self.refuse_read(token, refused, gathering.exchange);
+        }
+    }
+
+    /// Tells those who log of a request that no application sees.
+    fn tell_of(&mut self, mut exchange: Box<Exchange>, link: Arc<Link>, status: u16, body_bytes: u64) {
+        if !self.rules.timed {
+            exchange.clear();
+            self.blank = Some(exchange);
+            return;
+        }
+        exchange.begin(link);
+        exchange.reply.note_refusal(status, body_bytes);
+        self.batch.extend(self.pool.refused(exchange));
     }
 
     /// Sends the end of our stream and waits, bounded, for the client's.
@@ -945,6 +1039,11 @@ impl Io {
             _ => {}
         }
         self.driver.release(token, conn.link.socket());
+        if let Phase::Body(gathering) = conn.phase {
+            // The client reset the connection, or this worker has no time left: the one line of this request.
+            let status = if self.draining.is_some() { 503 } else { 400 };
+            self.tell_of(gathering.exchange, Arc::clone(&conn.link), status, 0);
+        }
         // A runner that waits for this client is let go; the descriptor closes with the last reference.
         conn.link.lose();
         if self.crowded && self.conns.len() < self.rules.connections_max && self.draining.is_none() {
@@ -967,6 +1066,9 @@ impl Io {
         // The close of an answer whose head left before the draining began could not be announced.
         let idle_ms = self.leaving.map_or(u64::MAX, |stop| self.last_idle_ms(stop));
         self.set_deadline(token, idle_ms.min(self.rules.keepalive_ms));
+        if let Some(conn) = self.conns.get(token) {
+            conn.idle_ms = self.now_ms;
+        }
     }
 
     /// Gives the client `response_timeout` to take something of its answer.
@@ -1008,10 +1110,9 @@ impl Io {
                     false,
                 );
             }
-            Phase::Body(gathering) => {
-                let is_head = gathering.exchange.request.head.is_head;
+            Phase::Body(_) => {
                 let refused = Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() };
-                self.refuse(token, &refused, is_head);
+                self.refuse_gathering(token, &refused);
             }
             // The body is not what holds this up: the application has not asked for it, or has answered.
             Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
@@ -1108,7 +1209,7 @@ impl Io {
                 what.push_str("; its client got 503");
                 let body =
                     page.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
-                self.pool.account_expired(&Expired {
+                self.pool.expired(&Expired {
                     peer: conn.link.peer(),
                     head: &conn.head,
                     status: 503,
@@ -1151,7 +1252,9 @@ impl Io {
             "The server has more requests than it can answer.",
             Some(self.rules.retry_after_s),
         );
-        self.pool.put_away(exchange);
+        // If a runner has to tell of it, it waits with the others.
+        exchange.request.queued_ms = self.now_ms;
+        self.batch.extend(self.pool.refused(exchange));
     }
 
     /// Turns away what has waited for too long. In front of the queue is the oldest, so this looks at one request.
@@ -1159,7 +1262,7 @@ impl Io {
         let mut late = std::mem::take(&mut self.late);
         self.pool.take_waiting_since(self.now_ms.saturating_sub(self.rules.queue_ms), &mut late);
         self.waiting = self.waiting.saturating_sub(late.len());
-        for exchange in late.drain(..) {
+        for exchange in late.drain(..).filter(|exchange| !exchange.reply.is_finished()) {
             self.turn_away(exchange, "is too slow (queue_timeout, request_timeout)");
         }
         self.late = late;
@@ -1168,7 +1271,9 @@ impl Io {
     /// Drops requests that wait for a runner while their clients have gone.
     fn forget_lost(&mut self) {
         let before = self.batch.len();
-        self.batch.retain(|exchange| !self.lost.contains(&exchange.request.link().token()));
+        self.batch.retain(|exchange| {
+            exchange.reply.is_finished() || !self.lost.contains(&exchange.request.link().token())
+        });
         let mut dropped = before - self.batch.len();
         if self.waiting > 0 {
             let waited = self.pool.withdraw(&self.lost);

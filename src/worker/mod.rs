@@ -30,7 +30,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 use tracing::{debug, error, info, warn};
 
-use self::access::AccessLog;
+use self::access::{AccessLog, Recorder};
 use self::io::Io;
 pub(crate) use self::io::inline::Beside;
 use self::io::inline::Inline;
@@ -329,7 +329,10 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let pool = Arc::new(Pool::new(context.settings.threads, access.clone()));
+    let pool = Arc::new(Pool::new(
+        context.settings.threads,
+        Recorder::new(access.clone(), context.settings.python_log),
+    ));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
         thread::Builder::new()
@@ -368,10 +371,10 @@ pub(crate) struct Served {
     pub(crate) beside: Option<Box<dyn Beside>>,
 }
 
-/// Makes a worker's service, on the worker's thread. The second argument gives a descriptor that is readable when
-/// the ring has something to deliver.
+/// Makes a worker's service, on the worker's thread. The second argument gives descriptors of which one is readable
+/// when the ring has something to deliver.
 pub(crate) type Make<'a> =
-    dyn FnMut(&Worker, &mut dyn FnMut() -> std_io::Result<OwnedFd>) -> Result<Served, StartError> + 'a;
+    dyn FnMut(&Worker, &mut dyn FnMut() -> std_io::Result<Vec<OwnedFd>>) -> Result<Served, StartError> + 'a;
 
 /// Serves a native service until told to leave: the I/O thread is this one, the worker's main thread. Returns the
 /// exit code.
@@ -383,8 +386,8 @@ pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
             return Exit::Start.code();
         }
     };
-    // Of use to nobody, and without a thread.
-    let pool = Arc::new(Pool::new(1, None));
+    // Without a thread. It only tells of refused requests.
+    let pool = Arc::new(Pool::new(1, Recorder::new(access.clone(), false)));
     let served = serve(context, &pool, Arc::new(Nobody), access.clone(), Some(make));
     if let Err(error) = &served {
         let text = error.to_string();
@@ -494,6 +497,8 @@ fn serve(
     if let Some(inline) = inline {
         io.serve_with(inline);
     }
+    // What was said until here is written; from here on nobody waits for that.
+    observe::allow_thread();
     io.open();
     context.set_ready();
     let mut life = Life::new(&context.settings, clock::monotonic_ms());

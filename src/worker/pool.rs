@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::access::{AccessLog, Expired};
+use super::access::{Expired, Recorder};
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REST_MS, SPARE_EXCHANGES_MAX};
-use crate::observe::statsd::metrics;
+use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SPARE_EXCHANGES_MAX};
 use crate::ring::Token;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
@@ -111,7 +110,7 @@ struct Queue {
 pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
-    access: Option<Arc<AccessLog>>,
+    recorder: Recorder,
     /// Where the I/O thread rests.
     rest: Parker,
     left: std::sync::Condvar,
@@ -134,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool of at most `threads_max` runners (at least one).
     #[must_use]
-    pub(super) fn new(threads_max: usize, access: Option<Arc<AccessLog>>) -> Self {
+    pub(super) fn new(threads_max: usize, recorder: Recorder) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 ready: VecDeque::new(),
@@ -150,7 +149,7 @@ impl Pool {
                 excused: 0,
             }),
             threads_max: threads_max.max(1),
-            access,
+            recorder,
             rest: Parker::new(),
             left: std::sync::Condvar::new(),
         }
@@ -177,6 +176,22 @@ impl Pool {
             seat.parker.unpark();
         }
         waiting
+    }
+
+    /// Tells of a request that was refused and is answered. Gives the exchange back when a runner has to hear of it,
+    /// too: as one of the next batch.
+    pub(super) fn refused(&self, mut exchange: Box<Exchange>) -> Option<Box<Exchange>> {
+        self.recorder.record(&exchange);
+        // A flood of refused requests while all runners are blocked costs access lines; the error log has them.
+        if self.recorder.needs_runner() && self.waiting() < REFUSED_WAITING_MAX {
+            return Some(exchange);
+        }
+        exchange.clear();
+        let mut queue = lock(&self.queue);
+        if queue.spare.len() < SPARE_EXCHANGES_MAX {
+            queue.spare.push(exchange);
+        }
+        None
     }
 
     /// Takes the next request, for runners that a simulation plays on its own thread.
@@ -237,7 +252,10 @@ impl Pool {
     pub(super) fn withdraw(&self, connections: &HashSet<Token>) -> usize {
         let mut queue = lock(&self.queue);
         let before = queue.ready.len();
-        queue.ready.retain(|exchange| !connections.contains(&exchange.request.link().token()));
+        queue.ready.retain(|exchange| {
+            // Those that were refused are only to be told of.
+            exchange.reply.is_finished() || !connections.contains(&exchange.request.link().token())
+        });
         before - queue.ready.len()
     }
 
@@ -249,38 +267,9 @@ impl Pool {
         (queue_max + idle).saturating_sub(queue.ready.len())
     }
 
-    /// Notes in the logs how a request was answered, and keeps its box for the next one.
-    pub(super) fn put_away(&self, mut exchange: Box<Exchange>) {
-        self.account(&exchange);
-        exchange.clear();
-        let mut queue = lock(&self.queue);
-        if queue.spare.len() < SPARE_EXCHANGES_MAX {
-            queue.spare.push(exchange);
-        }
-    }
-
-    fn account(&self, exchange: &Exchange) {
-        // The I/O thread did so when it answered.
-        if exchange.reply.is_expired() {
-            return;
-        }
-        if let Some(access) = &self.access {
-            access.record(exchange);
-        }
-        if let Some(statsd) = metrics() {
-            let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
-            statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
-        }
-    }
-
-    /// Notes in the logs that the I/O thread has answered a request that a runner has in hand.
-    pub(super) fn account_expired(&self, expired: &Expired<'_>) {
-        if let Some(access) = &self.access {
-            access.record_expired(expired);
-        }
-        if let Some(statsd) = metrics() {
-            statsd.request(expired.status, expired.duration);
-        }
+    /// Tells of a request that the I/O thread has answered while a runner has it.
+    pub(super) fn expired(&self, expired: &Expired<'_>) {
+        self.recorder.record_expired(expired);
     }
 
     /// Requests that wait for a runner.
@@ -400,6 +389,12 @@ impl Pool {
         let mut done = None;
         while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
             let Turn { mut exchange, taken, alone } = turn;
+            if exchange.reply.is_finished() {
+                runner.refused(&exchange);
+                exchange.clear();
+                done = Some(exchange);
+                continue;
+            }
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             let Token { slot, generation } = exchange.request.link().token();
@@ -413,7 +408,7 @@ impl Pool {
                 exchange.reply.fail(500, "");
             }
             seat.taken.store(0, Ordering::Release);
-            self.account(&exchange);
+            self.recorder.record(&exchange);
             exchange.clear();
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
             done = Some(exchange);
@@ -584,7 +579,7 @@ mod tests {
                 wait();
             }
         }
-        let pool = Pool::new(1, None);
+        let pool = Pool::new(1, Recorder::default());
         let index = pool.sit();
         let seat = Arc::clone(&lock(&pool.queue).seats[index]);
         let take = || pool.take(index, &seat, &mut Nothing, false, None, None).map(|turn| turn.taken);
@@ -602,7 +597,7 @@ mod tests {
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.
     #[test]
     fn a_runner_that_could_not_be_made_is_not_counted() {
-        let pool = Arc::new(Pool::new(2, None));
+        let pool = Arc::new(Pool::new(2, Recorder::default()));
         let app: Arc<dyn Application> = Arc::new(Barren);
         pool.spawn(&app);
         assert!(pool.join(Instant::now() + Duration::from_secs(5)), "somebody is missing");

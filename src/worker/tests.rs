@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::access::Recorder;
 use super::io::Io;
 use super::overdue::Patience;
 use super::pool::Pool;
@@ -83,7 +84,7 @@ impl Server {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
-        let pool = Arc::new(Pool::new(threads, None));
+        let pool = Arc::new(Pool::new(threads, Recorder::default()));
         let stop = Arc::new(AtomicU8::new(0));
         let (send, receive) = mpsc::channel();
         let io_thread = {
@@ -601,6 +602,30 @@ fn above_the_connection_limit_clients_wait_and_are_served_later() {
         third.write_all(get("/3").as_bytes()).unwrap();
         drop(first);
         read_until(&mut third, "GET /3 0\n");
+    });
+}
+
+/// Without it, as many idle clients as `worker_connections` shut everybody else out until `keepalive` ends them.
+#[test]
+fn an_idle_connection_ends_for_a_client_that_finds_no_room() {
+    on_both(|io| {
+        let few = Rules { connections_max: 2, ..rules() };
+        let server = Server::start(io, 1, few, echo);
+        let mut first = server.connect();
+        first.write_all(get("/1").as_bytes()).unwrap();
+        read_until(&mut first, "GET /1 0\n");
+        let mut second = server.connect();
+        second.write_all(get("/2").as_bytes()).unwrap();
+        read_until(&mut second, "GET /2 0\n");
+        let mut third = server.connect();
+        third.write_all(get("/3").as_bytes()).unwrap();
+        read_until(&mut third, "GET /3 0\n");
+        // Idle for as long as the clock can tell: either may be the one. Its end came before the third was let in.
+        let ended = [&mut first, &mut second].map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0; 1]).is_ok_and(|count| count == 0)
+        });
+        assert!(ended[0] != ended[1], "{ended:?}");
     });
 }
 

@@ -5,3 +5,5 @@ mod demo;
 mod examples;
 mod faults;
 mod server;
+#[cfg(feature = "tower")]
+mod tower;

@@ -123,6 +123,12 @@ impl Response<'_> {
         self
     }
 
+    /// Takes what was written of the body.
+    #[cfg(feature = "tower")]
+    pub(crate) fn take_body(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.draft.content)
+    }
+
     /// Puts the answer off: whoever has the [`Responder`] gives it, at any time and from any thread. Status and
     /// headers that were set go with it; a body that was begun does not.
     ///

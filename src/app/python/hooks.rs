@@ -246,6 +246,17 @@ impl RequestHooks {
         }
     }
 
+    /// Writes the access line of a request that was refused. As in gunicorn no hook hears of it.
+    pub(super) fn refused(&self, py: Python<'_>, exchange: &Exchange, input: &Bound<'_, PyAny>) {
+        if self.log.is_none() {
+            return;
+        }
+        match self.request(py, &exchange.request, input) {
+            Ok(req) => self.access(py, &req, None, exchange),
+            Err(error) => error!("Error in access()\n{}", traceback(py, &error)),
+        }
+    }
+
     /// Writes the access line and calls `post_request`. `environ` is `None` when the application was not called.
     pub(super) fn after<'py>(
         &self,

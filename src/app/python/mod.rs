@@ -173,6 +173,12 @@ fn signal_worker(number: i32) -> PyResult<()> {
     Ok(())
 }
 
+/// Waits, for a bounded time, until the log is written: this process is about to end.
+#[pyfunction]
+fn flush_log() {
+    observe::flush();
+}
+
 /// Whether this process is a worker that was told to leave.
 #[pyfunction]
 fn is_leaving() -> bool {
@@ -241,6 +247,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(positional, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
+    module.add_function(wrap_pyfunction!(flush_log, module)?)?;
     module.add_function(wrap_pyfunction!(is_leaving, module)?)?;
     module.add_function(wrap_pyfunction!(requests, module)?)?;
     module.add_function(wrap_pyfunction!(default_settings, module)?)?;

@@ -770,7 +770,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         }
         // The application could not read the body, and did not deal with it: the client is told why.
         if let Some(failure) = input.cast::<Input>().ok().and_then(|input| input.get().failure()) {
-            warn!("Invalid request from {}: {failure}", exchange.request.link().peer());
+            warn!("Invalid request from ip={}: {failure}", exchange.request.link().peer().host());
             exchange.reply.fail(failure.status(), &failure.to_string());
             return;
         }
@@ -823,6 +823,12 @@ impl Runner for WsgiRunner<'_, '_> {
             self.callables = fresh;
         }
         bury(py);
+    }
+
+    fn refused(&mut self, exchange: &Exchange) {
+        if let Some(hooks) = &self.wsgi.hooks {
+            hooks.refused(self.py, exchange, &self.no_input);
+        }
     }
 
     fn park(&mut self, wait: &mut dyn FnMut()) {

@@ -29,6 +29,7 @@ use self::client::Client;
 use self::plan::Plan;
 use self::plan::Script;
 use self::runners::Runners;
+use super::access::Recorder;
 use super::io::Io;
 use super::overdue::Patience;
 use super::pool::Pool;
@@ -236,7 +237,7 @@ impl World {
     fn new(seed: u64, threads: usize, body_buffer_bytes: usize, connections_max: usize) -> Self {
         let (sim, network) = Sim::new(seed).expect("a simulated driver");
         let mut dice = Dice(!seed);
-        let pool = Arc::new(Pool::new(1, None));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
         let runners =
             Rc::new(RefCell::new(Runners::new(Arc::clone(&pool), network.clone(), dice.roll(), threads)));
         let (alarm_ms, clean) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(true)));
