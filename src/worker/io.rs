@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use self::inline::Inline;
 use super::access::Expired;
 use super::conn::{Conn, Gathering, Phase};
-use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
+use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, SOON_MS, request_id};
 use super::pool::{Pool, Watch, Work};
 use super::table::Table;
 use super::{Door, Notices, Rules, Stop};
@@ -1180,12 +1180,16 @@ impl Io {
         self.say_stuck();
         if let Some(deadline) = self.draining
             && !self.told_last
-            && deadline.saturating_sub(now_ms) <= self.rules.last_words_ms()
         {
-            self.told_last = true;
-            if !self.works.is_empty() {
-                let what = self.all_in_hand("graceful_timeout is nearly over");
-                self.reporter.all(what);
+            let last_ms = deadline.saturating_sub(self.rules.last_words_ms());
+            if now_ms < last_ms {
+                self.overdue.look_by(last_ms);
+            } else {
+                self.told_last = true;
+                if !self.works.is_empty() {
+                    let what = self.all_in_hand("graceful_timeout is nearly over");
+                    self.reporter.all(what);
+                }
             }
         }
         if let Some(notices) = &self.notices {
@@ -1298,7 +1302,7 @@ impl Io {
             }
             self.stuck = None;
         } else {
-            self.overdue.soon(self.now_ms);
+            self.overdue.look_by(self.now_ms + SOON_MS);
         }
     }
 

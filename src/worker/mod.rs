@@ -205,7 +205,7 @@ impl Rules {
 
     /// How long before the end of `graceful_timeout` the log is told what is still in hand.
     fn last_words_ms(&self) -> u64 {
-        (self.graceful_ms / 4).min(2 * STACK_PATIENCE_MS)
+        (self.graceful_ms / 2).min(2 * STACK_PATIENCE_MS)
     }
 
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
