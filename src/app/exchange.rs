@@ -93,8 +93,11 @@ pub struct Request {
     pub(crate) link: Option<Arc<Link>>,
     /// When it was handed over to wait for a runner (monotonic milliseconds).
     pub(crate) queued_ms: u64,
-    /// When the head was complete (monotonic nanoseconds), if somebody asks for durations.
+    /// When the request was handed to the runners (monotonic nanoseconds), as of the I/O thread's turn; 0 unless
+    /// somebody asks for durations.
     pub(crate) received_ns: u64,
+    /// When a runner took it.
+    pub(crate) taken_ns: u64,
 }
 
 impl Request {

@@ -60,6 +60,8 @@ pub struct Port {
     /// Whether the I/O thread may answer in a runner's place (`request_timeout`). Without it, nobody asks whose answer
     /// it is.
     expires: bool,
+    /// Bytes that left through [`Link::flush`] and [`Link::say`]: not by the quick way.
+    sent_bytes: AtomicU64,
 }
 
 impl Port {
@@ -72,6 +74,7 @@ impl Port {
             draining: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
             expires: false,
+            sent_bytes: AtomicU64::new(0),
         }
     }
 
@@ -79,6 +82,12 @@ impl Port {
     #[must_use]
     pub fn expiring(self, expires: bool) -> Self {
         Self { expires, ..self }
+    }
+
+    /// Bytes that were sent so far as rests of answers, or as the server's own.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// Moves the reports since the last call into `into`. For the I/O thread.
@@ -372,6 +381,7 @@ impl Link {
             match sent {
                 Ok(n) => {
                     progress |= n > 0;
+                    self.port.sent_bytes.fetch_add(n as u64, Ordering::Relaxed);
                     let after = rest.bytes();
                     let done = match rest {
                         Rest::File(_, _, left) => *left == 0,
@@ -494,6 +504,7 @@ impl Link {
             // The client is gone, which the receive side reports.
             Err(_) => return false,
         };
+        self.port.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         if sent == bytes.len() {
             return false;
         }

@@ -51,7 +51,7 @@ impl Server {
             let waker = driver.waker();
             send.send(waker.clone()).unwrap();
             let listener = Arc::new(Listener::inet(addr));
-            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone };
+            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone, observer: false };
             let port = Arc::new(Port::new(waker.clone()));
             let tasks = Rc::new(Tasks::new(waker));
             let worker = Worker::new(0, 1, 2, Arc::clone(&port), Rc::clone(&tasks));

@@ -85,7 +85,7 @@ impl Inline {
             let access = access.clone();
             Arc::new(move |exchange: &Exchange| {
                 if let Some(access) = &access {
-                    access.record(exchange);
+                    access.record(exchange, clock::monotonic_ns());
                 }
                 tell_statsd(exchange.reply.status_code(), exchange.request.received_ns);
             }) as Recorder
@@ -250,7 +250,7 @@ impl Io {
     /// Answers the requests at the beginning of `data`, a connection's bytes between two requests. Returns how
     /// many bytes were used, and whether the connection's phase is to be looked at for the others.
     pub(super) fn serve_inline(&mut self, token: Token, data: &[u8]) -> (usize, bool) {
-        let Self { inline: Some(inline), conns, rules, begun, .. } = self else { return (0, false) };
+        let Self { inline: Some(inline), conns, rules, begun, status, .. } = self else { return (0, false) };
         let Some(conn) = conns.get(token) else { return (data.len(), false) };
         let mut used = 0;
         let mut answered = false;
@@ -264,6 +264,11 @@ impl Io {
                 Ok(None) => break Next::Incomplete,
                 Err(refused) => break Next::Refused(refused, inline.head.is_head),
             };
+            if status.as_ref().is_some_and(|status| status.concerns(inline.head.path.of(rest), conn.observer))
+            {
+                // Answered by the server, once it has the head to itself.
+                break Next::Body(length);
+            }
             let body = match inline.head.framing {
                 Framing::None => &[][..],
                 Framing::Length(count) if count <= (rest.len() - length) as u64 => {
