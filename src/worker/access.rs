@@ -282,8 +282,8 @@ impl AccessRecord for Expired<'_> {
         self.word(1)
     }
 
-    fn path(&self) -> &[u8] {
-        self.target().split(|byte| *byte == b'?').next().unwrap_or_default()
+    fn path(&self) -> Cow<'_, [u8]> {
+        decoded(self.target().split(|byte| *byte == b'?').next().unwrap_or_default())
     }
 
     fn query(&self) -> &[u8] {
