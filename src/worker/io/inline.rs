@@ -22,7 +22,7 @@ use crate::limits::INLINE_OUT_BYTES;
 use crate::observe::statsd;
 use crate::ring::{Driver, Event, Token};
 use crate::sys::clock;
-use crate::worker::access::AccessLog;
+use crate::worker::access::{self, AccessLog};
 use crate::worker::conn::{Conn, Phase};
 
 /// What runs beside the ring on the same thread, and must get its turn: an async runtime.
@@ -82,13 +82,8 @@ impl Inline {
     ) -> Self {
         let timed = access.is_some() || statsd::metrics().is_some();
         let recorder: Option<Recorder> = timed.then(|| {
-            let access = access.clone();
-            Arc::new(move |exchange: &Exchange| {
-                if let Some(access) = &access {
-                    access.record(exchange);
-                }
-                tell_statsd(exchange.reply.status_code(), exchange.request.received_ns);
-            }) as Recorder
+            let told = access::Recorder::new(access.clone(), false);
+            Arc::new(move |exchange: &Exchange| told.record(exchange)) as Recorder
         });
         Self {
             service,
