@@ -72,6 +72,10 @@ pub const THREADS_MAX: usize = 4096;
 /// Connections of one worker that may be asked for: the slots that an event's token can name.
 pub const CONNECTIONS_MAX: usize = 1 << 24;
 
+/// Connections to the metrics address that one worker holds; a further one is closed at once. They do not count
+/// as `worker_connections`, so that a server that is full can be looked at.
+pub const OBSERVERS_MAX: usize = 64;
+
 /// Bytes that `limit_request_line` and `limit_request_field_size` may be set to. A head is held in
 /// memory whole.
 pub const HEAD_LIMIT_MAX: usize = 1 << 20;

@@ -91,8 +91,11 @@ pub struct Request {
     /// The body. A runner takes it.
     pub body: Body,
     pub(crate) link: Option<Arc<Link>>,
-    /// When the head was complete (monotonic nanoseconds), if somebody asks for durations.
+    /// When the request was handed to the runners (monotonic nanoseconds), as of the I/O thread's turn; 0 unless
+    /// somebody asks for durations.
     pub(crate) received_ns: u64,
+    /// When a runner took it.
+    pub(crate) taken_ns: u64,
 }
 
 impl Request {

@@ -50,6 +50,8 @@ pub struct Port {
     draining: AtomicBool,
     /// Bytes of memory that wait to be sent, on all connections of the worker.
     queued_bytes: AtomicUsize,
+    /// Bytes that left through [`Link::flush`] and [`Link::say`]: not by the quick way.
+    sent_bytes: AtomicU64,
 }
 
 impl Port {
@@ -61,7 +63,14 @@ impl Port {
             reports: Mutex::new(Vec::new()),
             draining: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
+            sent_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that were sent so far as rests of answers, or as the server's own.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// Moves the reports since the last call into `into`. For the I/O thread.
@@ -349,6 +358,7 @@ impl Link {
             match sent {
                 Ok(n) => {
                     progress |= n > 0;
+                    self.port.sent_bytes.fetch_add(n as u64, Ordering::Relaxed);
                     let after = rest.bytes();
                     let done = match rest {
                         Rest::File(_, _, left) => *left == 0,
@@ -467,6 +477,7 @@ impl Link {
             // The client is gone, which the receive side reports.
             Err(_) => return false,
         };
+        self.port.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         if sent == bytes.len() {
             return false;
         }

@@ -18,7 +18,7 @@ pub use body::{Body, BodyError, BodyStream, BodyWaiter, Progress};
 pub use exchange::{Exchange, Listener, Peer, Request, Scheme};
 pub use link::{Flushed, Held, Link, Outcome, Port, Standing};
 pub(crate) use reply::Date;
-pub use reply::{Gone, Reply, ReplyError, Sent, body_bytes, refusal};
+pub use reply::{Gone, Reply, ReplyError, Sent, body_bytes, own_answer, refusal};
 
 /// An application, as the worker runs it.
 pub trait Application: Send + Sync {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::Link;
 use super::link::{Held, Outcome, Rest};
-use crate::http::{Encoder, End, ResponseError, Version, error_page, imf_fixdate};
+use crate::http::{Encoder, End, Head, ResponseError, Version, error_page, imf_fixdate};
 use crate::limits::{COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, REST_COPY_BYTES_MAX};
 use crate::sys::clock;
 
@@ -72,6 +72,8 @@ pub struct Reply {
     finished: bool,
     /// Status and body bytes of the error page that took the application's place.
     failed: Option<(u16, u64)>,
+    /// Bytes that the socket took on the runner's thread.
+    sent_bytes: u64,
 }
 
 impl Reply {
@@ -85,6 +87,7 @@ impl Reply {
         self.end = None;
         self.finished = false;
         self.failed = None;
+        self.sent_bytes = 0;
         self.out.clear();
     }
 
@@ -173,6 +176,12 @@ impl Reply {
     #[must_use]
     pub fn body_bytes(&self) -> u64 {
         self.failed.map_or_else(|| self.encoder.body_bytes(), |(_, bytes)| bytes)
+    }
+
+    /// Bytes, the head's included, that left at once; the I/O thread sends what the socket had no room for.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// The framing: status code, body bytes, length.
@@ -404,6 +413,7 @@ impl Reply {
                     }
                 }
             };
+            self.sent_bytes += sent as u64;
             if sent == total {
                 self.out.clear();
                 return Ok(None);
@@ -456,6 +466,33 @@ pub fn refusal(status: u16, message: &str, is_head: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     error_page(status, message, is_head, Date::default().now(), &mut out);
     out
+}
+
+/// A whole answer of the server's own, to a request with this head; `keep_alive` when the connection may go on.
+/// Returns whether it does.
+#[must_use]
+pub fn own_answer(
+    head: &Head,
+    keep_alive: bool,
+    status: &[u8],
+    content_type: &str,
+    body: &[u8],
+) -> (Vec<u8>, bool) {
+    let mut encoder = Encoder::new();
+    encoder.reset(head.version, head.is_head, keep_alive);
+    let mut out = Vec::with_capacity(256 + body.len());
+    // Ours are valid: none of these is refused.
+    let _ = encoder.start(status);
+    let _ = encoder.header(b"Content-Type", content_type.as_bytes());
+    let _ = encoder.header(b"Cache-Control", b"no-store");
+    // For HEAD, too, where the length is not needed to find the end.
+    let _ = encoder.header(b"Content-Length", itoa::Buffer::new().format(body.len()).as_bytes());
+    let _ = encoder.begin(&mut out, Date::default().now(), Some(body.len() as u64));
+    let piece = encoder.piece(body.len(), &mut out);
+    out.extend_from_slice(&body[..piece.send]);
+    out.extend_from_slice(piece.after);
+    let end = encoder.finish(&mut out);
+    (out, end == End::Keep)
 }
 
 /// The Date of responses, formatted once a second.

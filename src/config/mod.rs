@@ -242,6 +242,12 @@ pub struct Settings {
     pub loglevel: Level,
     /// Send standard output and error to the error log's file.
     pub capture_output: bool,
+    /// Where Prometheus finds the metrics.
+    pub metrics_bind: Option<Bind>,
+    /// The path that tells whether a worker lives; it begins with a slash.
+    pub health_path: Option<String>,
+    /// The path that tells whether the server is ready for clients; it begins with a slash.
+    pub ready_path: Option<String>,
     /// Where metrics go.
     pub statsd: Option<StatsdSettings>,
     /// Both logs go through Python's `logging`, because a setting configures it.
@@ -826,6 +832,9 @@ fn build(
         loglevel: loglevel(&values, &mut notices),
         capture_output: values.on("capture_output"),
         python_log: python_log(&values),
+        metrics_bind: metrics_bind(&values)?,
+        health_path: own_path(&values, "health_path")?,
+        ready_path: ready_path(&values)?,
         statsd: statsd(&values),
         chdir: values.text("chdir").map(PathBuf::from),
         pythonpath: values.texts("pythonpath").into_iter().map(PathBuf::from).collect(),
@@ -870,6 +879,35 @@ fn binds(values: &Values) -> Result<Vec<Bind>, StartError> {
                 .map_err(|hint| values.error("bind", format!("invalid bind {text:?}")).hint(hint))
         })
         .collect()
+}
+
+fn metrics_bind(values: &Values) -> Result<Option<Bind>, StartError> {
+    let Some(text) = values.text("metrics_bind").filter(|text| !text.is_empty()) else { return Ok(None) };
+    Bind::parse(&text)
+        .map(Some)
+        .map_err(|hint| values.error("metrics_bind", format!("invalid metrics_bind {text:?}")).hint(hint))
+}
+
+/// A path that the server answers itself. Requests are compared with it byte by byte.
+fn own_path(values: &Values, name: &str) -> Result<Option<String>, StartError> {
+    let Some(path) = values.text(name).filter(|path| !path.is_empty()) else { return Ok(None) };
+    let odd = |byte: u8| !(b'!'..=b'~').contains(&byte) || matches!(byte, b'?' | b'#');
+    if !path.starts_with('/') || path.bytes().any(odd) {
+        return Err(values
+            .error(name, format!("invalid {name} {path:?}"))
+            .hint("write a path as clients send it: /healthz, without a query, blanks as %20"));
+    }
+    Ok(Some(path))
+}
+
+fn ready_path(values: &Values) -> Result<Option<String>, StartError> {
+    let path = own_path(values, "ready_path")?;
+    if path.is_some() && path == own_path(values, "health_path")? {
+        return Err(values
+            .error("ready_path", "ready_path is the same as health_path".to_owned())
+            .hint("they answer different questions; leave out the one that nobody asks"));
+    }
+    Ok(path)
 }
 
 /// The worker class; `None` when nobody chose one.

@@ -877,6 +877,34 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting(
         Ringhorn,
+        "metrics_bind",
+        &["--metrics-bind"],
+        Text,
+        UNSET,
+        "Metrics for Prometheus on HOST:PORT or unix:PATH",
+    )
+    .computed("none")
+    .start(),
+    setting(
+        Ringhorn,
+        "health_path",
+        &["--health-path"],
+        Text,
+        UNSET,
+        "Path answered 200 while the server lives",
+    )
+    .computed("none"),
+    setting(
+        Ringhorn,
+        "ready_path",
+        &["--ready-path"],
+        Text,
+        UNSET,
+        "Path answered 200 when ready, 503 when stopping",
+    )
+    .computed("none"),
+    setting(
+        Ringhorn,
         "slow_request",
         &["--slow-request"],
         Seconds,

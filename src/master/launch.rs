@@ -15,6 +15,8 @@ const GUNICORN_FD: &str = "GUNICORN_FD";
 /// The same, and what each is: a bare number is the listener of the next slot; `s` behind it is shared by
 /// all workers, `u` shared and a unix socket whose file is the server's.
 const RINGHORN_FD: &str = "RINGHORN_FD";
+/// The earlier master's listener of the metrics address, in the same form.
+const RINGHORN_METRICS_FD: &str = "RINGHORN_METRICS_FD";
 /// The process id of the earlier master (gunicorn's).
 const GUNICORN_PID: &str = "GUNICORN_PID";
 /// Socket activation, sd_listen_fds(3).
@@ -59,8 +61,8 @@ impl Launch {
     /// The variables that were meant for this process only: an embedding interpreter removes them from
     /// its environment, or the application's children would take them for theirs.
     #[must_use]
-    pub fn private_variables() -> [&'static str; 6] {
-        [GUNICORN_FD, RINGHORN_FD, GUNICORN_PID, LISTEN_PID, LISTEN_FDS, LISTEN_NAMES]
+    pub fn private_variables() -> [&'static str; 7] {
+        [GUNICORN_FD, RINGHORN_FD, RINGHORN_METRICS_FD, GUNICORN_PID, LISTEN_PID, LISTEN_FDS, LISTEN_NAMES]
     }
 
     /// Whether an earlier master started this process.
@@ -96,13 +98,20 @@ impl Launch {
         Some(Inherited { variable: LISTEN_FDS, sockets })
     }
 
+    /// The earlier master's listener of the metrics address.
+    pub(super) fn inherited_metrics(&self) -> Option<Inherited> {
+        let name = self.variable(RINGHORN_METRICS_FD).filter(|_| self.is_upgrade())?;
+        let socket = InheritedSocket::parse(&name.to_string_lossy());
+        Some(Inherited { variable: RINGHORN_METRICS_FD, sockets: vec![socket] })
+    }
+
     fn number(&self, name: &str) -> Option<i32> {
         self.variable(name)?.to_str()?.trim().parse().ok()
     }
 
-    /// Becomes a new start of the same program, which takes over `listeners` (as [`Inherited`] reads
-    /// them). For a forked child; returns only when that fails.
-    pub(super) fn become_again(&self, listeners: &str, master: Pid) -> io::Error {
+    /// Becomes a new start of the same program, which takes over `listeners` and that of the `metrics` address
+    /// (as [`Inherited`] reads them). For a forked child; returns only when that fails.
+    pub(super) fn become_again(&self, listeners: &str, metrics: Option<&str>, master: Pid) -> io::Error {
         let numbers: Vec<&str> =
             listeners.split(',').map(|name| name.trim_end_matches(char::is_alphabetic)).collect();
         let mut command = Command::new(&self.program);
@@ -112,6 +121,9 @@ impl Launch {
         command.envs(kept.map(|(name, value)| (name, value)));
         command.env(GUNICORN_PID, master.to_string());
         command.env(GUNICORN_FD, numbers.join(",")).env(RINGHORN_FD, listeners);
+        if let Some(metrics) = metrics {
+            command.env(RINGHORN_METRICS_FD, metrics);
+        }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -191,6 +203,15 @@ mod tests {
         assert_eq!(ours.earlier_master(), Pid::from_raw(1234));
         let odd = launch(&[("GUNICORN_PID", "1234"), ("GUNICORN_FD", "five")]);
         assert_eq!(numbers(&odd), [(-1, false, false)], "refused when it is opened");
+    }
+
+    #[test]
+    fn the_listener_of_the_metrics_address_is_passed_apart() {
+        let ours = launch(&[("GUNICORN_PID", "1234"), ("GUNICORN_FD", "5"), ("RINGHORN_METRICS_FD", "7u")]);
+        assert_eq!(numbers(&ours), [(5, false, false)]);
+        let metrics = ours.inherited_metrics().unwrap();
+        assert_eq!(metrics.sockets(), [InheritedSocket { fd: 7, shared: true, owned: true }]);
+        assert_eq!(launch(&[("RINGHORN_METRICS_FD", "7u")]).inherited_metrics(), None, "whose is it?");
     }
 
     /// A leftover of another start must not make this one listen on who knows what.

@@ -202,6 +202,8 @@ pub struct WorkerContext {
     pub settings: Arc<Settings>,
     /// The listeners it accepts from: one per bind.
     pub listeners: Vec<WorkerListener>,
+    /// The listener of the metrics address, if there is one.
+    pub metrics_listeners: Vec<WorkerListener>,
     /// The other slots' listeners, to be accepted from when their owner cannot.
     pub siblings: Vec<SiblingListener>,
     /// The CPU it is pinned to already.
@@ -295,6 +297,8 @@ struct Master<'h> {
     /// Which record belongs to which worker.
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
+    /// The listener of the metrics address.
+    metrics: Option<Listeners>,
     /// The number of workers that the host knows of.
     workers: usize,
     /// A new generation is taking over.
@@ -357,6 +361,17 @@ impl<'h> Master<'h> {
                 return Err(error);
             }
         };
+        let metrics = match open_metrics(&settings, &launch) {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                let mut listeners = listeners;
+                listeners.unlink();
+                if let Some(pidfile) = pidfile {
+                    pidfile.remove();
+                }
+                return Err(error);
+            }
+        };
         if earlier_master.is_some() && listeners.is_epolled() && settings.io != Io::Epoll {
             // io_uring wants them in the other mode.
             info!("The old master serves with epoll, and so does this one");
@@ -382,6 +397,7 @@ impl<'h> Master<'h> {
             shared: Arc::new(shared),
             records: Vec::new(),
             listeners,
+            metrics,
             workers: slots.target(),
             reloading: false,
             earlier: None,
@@ -401,6 +417,7 @@ impl<'h> Master<'h> {
         let addresses: Vec<String> = master.listeners.addresses().map(ToString::to_string).collect();
         if let Err(error) = master.host.when_ready(&addresses) {
             master.listeners.unlink();
+            master.unlink_metrics();
             master.close_control();
             master.remove_pidfile();
             return Err(error);
@@ -413,6 +430,15 @@ impl<'h> Master<'h> {
         let text = error.to_string();
         error!("Unhandled exception in main loop: {}", text.strip_prefix("error: ").unwrap_or(&text));
         self.slots.abandon(error.exit(), monotonic_ms());
+    }
+
+    /// Removes the file of the metrics address, if it has one, and nobody else has it.
+    fn unlink_metrics(&mut self) {
+        if let Some(metrics) = &mut self.metrics
+            && !self.slots.is_sharing()
+        {
+            metrics.unlink();
+        }
     }
 
     fn remove_pidfile(&mut self) {
@@ -456,6 +482,12 @@ impl<'h> Master<'h> {
             _ => info!("Threads: up to {threads} per worker, as requests block"),
         }
         info!("Application: {app}");
+        for address in self.metrics.iter().flat_map(Listeners::addresses) {
+            match address {
+                LocalAddr::Tcp(_) => info!("Metrics at: {address}/metrics"),
+                LocalAddr::Unix(_) => info!("Metrics at: {address}, path /metrics"),
+            }
+        }
     }
 
     fn serve(&mut self) -> Exit {
@@ -657,6 +689,7 @@ impl<'h> Master<'h> {
             }
         }
         self.remove_pidfile();
+        self.unlink_metrics();
         self.close_control();
         // As in gunicorn, a server that a hook ended does not ask another one.
         if matches!(exit, Exit::Code(_)) {
@@ -801,8 +834,9 @@ impl<'h> Master<'h> {
             error!("no other master is started: {}", error.what());
             return error.exit().code();
         }
-        let error = match self.listeners.hand_over() {
-            Ok(listeners) => self.launch.become_again(&listeners, self.pid),
+        let metrics = self.metrics.as_ref().map(Listeners::hand_over).transpose();
+        let error = match self.listeners.hand_over().and_then(|listeners| Ok((listeners, metrics?))) {
+            Ok((listeners, metrics)) => self.launch.become_again(&listeners, metrics.as_deref(), self.pid),
             Err(error) => error,
         };
         let program = self.launch.program.display();
@@ -971,6 +1005,10 @@ impl<'h> Master<'h> {
             age: self.age,
             settings: self.settings.clone(),
             listeners,
+            metrics_listeners: self
+                .metrics
+                .take()
+                .map_or_else(Vec::new, |metrics| metrics.into_worker(slot).0),
             siblings,
             cpu,
             shared: self.shared.clone(),
@@ -1058,6 +1096,7 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("daemon", old.daemon != new.daemon);
     keep("errorlog", old.errorlog != new.errorlog);
     keep("statsd_host", old.statsd != new.statsd);
+    keep("metrics_bind", old.metrics_bind != new.metrics_bind);
     keep("capture_output", old.capture_output != new.capture_output);
     for name in [
         "logger_class",
@@ -1077,6 +1116,7 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
     new.errorlog = old.errorlog.clone();
     new.statsd = old.statsd.clone();
+    new.metrics_bind = old.metrics_bind.clone();
     (new.capture_output, new.python_log) = (old.capture_output, old.python_log);
     if !kept.is_empty() {
         warn!("changed settings that need a restart, and stay as they were: {}", kept.join(", "));
@@ -1097,6 +1137,17 @@ fn warn_about_threads() {
         && count > 1
     {
         warn!("the preloaded application runs {} threads; workers will not have them", count - 1);
+    }
+}
+
+/// The listener of the metrics address. One that an earlier master hands over is taken over, also when it is no
+/// longer wanted: then it closes with it.
+fn open_metrics(settings: &Settings, launch: &Launch) -> Result<Option<Listeners>, StartError> {
+    let inherited = launch.inherited_metrics();
+    match (&settings.metrics_bind, &inherited) {
+        (Some(bind), _) => Listeners::for_metrics(bind, inherited.as_ref(), settings).map(Some),
+        (None, Some(inherited)) => Listeners::inherit(inherited, settings).map(|_| None),
+        (None, None) => Ok(None),
     }
 }
 

@@ -234,6 +234,31 @@ impl Listeners {
         Ok(Self { groups, open: None })
     }
 
+    /// The listener of the metrics address, which all workers share: whoever has time answers for all. From
+    /// `inherited`, when an earlier master hands it over.
+    ///
+    /// # Errors
+    /// As for [`Listeners::open`] and [`Listeners::inherit`].
+    pub(super) fn for_metrics(
+        bind: &Bind,
+        inherited: Option<&Inherited>,
+        settings: &Settings,
+    ) -> Result<Self, StartError> {
+        if let Some(inherited) = inherited {
+            return Self::inherit(inherited, settings);
+        }
+        let mut alone = settings.clone();
+        alone.workers = 1;
+        let mut group = open_patiently(bind, &alone, Instant::now() + PATIENCE)
+            .map_err(|error| error.from(settings.source("metrics_bind")))?;
+        if let Sockets::PerSlot(sockets) = &mut group.sockets
+            && let Some(socket) = sockets.pop()
+        {
+            group.sockets = Sockets::Shared(socket, None);
+        }
+        Ok(Self { groups: vec![group], open: None })
+    }
+
     /// Whether somebody waits for them with epoll, and has therefore made them non-blocking.
     pub(super) fn is_epolled(&self) -> bool {
         let nonblocking = |(fd, _): (&OwnedFd, _)| {

@@ -5,6 +5,7 @@
 //!   when things go wrong; `outlet` keeps them where nobody takes them.
 //! - [`access_log`] turns the facts of one request into a line, and [`writer`] keeps those lines
 //!   away from the threads that serve: a slow disk or a full pipe costs lines, not requests.
+//! - [`prometheus`] shows what workers and master have counted.
 //! - [`statsd`] sends a datagram per request, when somebody collects metrics.
 //!
 //! Nothing here decides anything; without this module the server would serve the same.
@@ -12,6 +13,7 @@
 pub mod access_log;
 pub mod error_log;
 mod outlet;
+pub mod prometheus;
 pub mod statsd;
 pub mod writer;
 

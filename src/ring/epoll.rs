@@ -71,6 +71,8 @@ pub(super) struct Epoll {
     /// Slots that had bytes when no buffer was free. They are taken out of the epoll set, or the
     /// kernel would report them again at once, for ever.
     starved: VecDeque<u32>,
+    /// How often one of them began to wait.
+    buffer_waits: u64,
     /// Connections given up, to be told in the next turn.
     detached: Vec<Token>,
     reports: Vec<epoll::Event>,
@@ -98,6 +100,7 @@ impl Epoll {
             slots: Vec::new(),
             listeners: Vec::new(),
             starved: VecDeque::new(),
+            buffer_waits: 0,
             detached: Vec::new(),
             reports: Vec::with_capacity(REPORTS),
             now_ms: monotonic_ms(),
@@ -201,6 +204,7 @@ impl Epoll {
         let Some(mut bytes) = self.pool.lease() else {
             slot.starved = true;
             self.starved.push_back(token.slot);
+            self.buffer_waits += 1;
             return;
         };
         let fd = slot.fd;
@@ -366,6 +370,10 @@ impl Driver for Epoll {
             }
         }
         Ok(())
+    }
+
+    fn buffer_waits(&self) -> u64 {
+        self.buffer_waits
     }
 
     fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {

@@ -162,6 +162,11 @@ pub trait Driver {
     /// Only what makes the backend unusable.
     fn turn(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
 
+    /// How often a connection's bytes had to wait, because all receive buffers were in use.
+    fn buffer_waits(&self) -> u64 {
+        0
+    }
+
     /// Descriptors of which one polls as readable when [`Driver::turn`] has something to deliver, for an event loop
     /// that waits for this one too, edge-triggered: a turn that gave nothing comes before each wait.
     ///

@@ -159,6 +159,8 @@ struct State {
     /// Slots that want to receive and wait for a buffer. A receive armed while there is none fails
     /// at once (`ENOBUFS`), so arming it again before one has come back would spin.
     starved: VecDeque<u32>,
+    /// How often one of them began to wait.
+    buffer_waits: u64,
     now_ms: u64,
 }
 
@@ -206,6 +208,7 @@ impl Uring {
                 listeners_changed: Vec::new(),
                 cancels: Vec::new(),
                 starved: VecDeque::new(),
+                buffer_waits: 0,
                 now_ms: monotonic_ms(),
             },
         })
@@ -375,6 +378,7 @@ impl State {
             (true, Armed::No) if self.buffers.lent == 0 => {
                 slot.starved = true;
                 self.starved.push_back(index);
+                self.buffer_waits += 1;
             }
             (true, Armed::No) => {
                 let receive = opcode::RecvMulti::new(Fd(slot.fd), GROUP);
@@ -540,6 +544,7 @@ impl State {
         let slot = &mut self.slots[index as usize];
         if slot.receive_wanted && !std::mem::replace(&mut slot.starved, true) {
             self.starved.push_back(index);
+            self.buffer_waits += 1;
         }
     }
 
@@ -689,6 +694,10 @@ impl Driver for Uring {
         }
         self.state.now_ms = monotonic_ms();
         Ok(())
+    }
+
+    fn buffer_waits(&self) -> u64 {
+        self.state.buffer_waits
     }
 
     fn readiness(&mut self) -> io::Result<Vec<OwnedFd>> {

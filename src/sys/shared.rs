@@ -10,7 +10,9 @@
 //! ([`SharedPage::free_record`]); what a slot has counted is the sum over its records.
 
 use std::io;
+use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -311,6 +313,22 @@ impl<T> Drop for Mapping<T> {
     }
 }
 
+/// The metrics of one worker, for its own threads.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    page: Arc<SharedPage>,
+    record: usize,
+}
+
+impl Deref for Meter {
+    type Target = WorkerMetrics;
+
+    fn deref(&self) -> &WorkerMetrics {
+        // `SharedPage::meter` has looked at the number.
+        &self.page.metrics.values()[self.record]
+    }
+}
+
 /// The shared memory: [`RECORDS_MAX`] records and as many metrics, and the server's record.
 #[derive(Debug)]
 pub struct SharedPage {
@@ -362,6 +380,12 @@ impl SharedPage {
     #[must_use]
     pub fn metrics(&self, index: usize) -> Option<&WorkerMetrics> {
         self.metrics.values().get(index)
+    }
+
+    /// A way to the same for as long as it is kept.
+    #[must_use]
+    pub fn meter(self: &Arc<Self>, index: usize) -> Option<Meter> {
+        self.metrics(index).map(|_| Meter { page: Arc::clone(self), record: index })
     }
 
     /// Every record that was used, with its metrics. Records are taken from the front, so this ends early.

@@ -31,11 +31,10 @@ impl AccessLog {
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
     }
 
-    /// Writes the line of a finished exchange.
-    pub(super) fn record(&self, exchange: &Exchange) {
+    /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock.
+    pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         let received = exchange.request.received_ns;
-        let now = clock::monotonic_ns();
-        self.write(&View { exchange, duration: Duration::from_nanos(now.saturating_sub(received)) });
+        self.write(&View { exchange, duration: Duration::from_nanos(now_ns.saturating_sub(received)) });
     }
 
     fn write(&self, view: &impl AccessRecord) {
@@ -80,13 +79,14 @@ impl Recorder {
         Self { access, by_runner }
     }
 
-    /// Tells those that need no runner. For any thread; never waits.
-    pub(super) fn record(&self, exchange: &Exchange) {
+    /// Tells those that need no runner of an exchange that ended at `now_ns` of the monotonic clock. For any thread;
+    /// never waits.
+    pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         if let Some(access) = &self.access {
-            access.record(exchange);
+            access.record(exchange, now_ns);
         }
         if let Some(statsd) = metrics() {
-            let taken = clock::monotonic_ns().saturating_sub(exchange.request.received_ns);
+            let taken = now_ns.saturating_sub(exchange.request.received_ns);
             statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
         }
     }

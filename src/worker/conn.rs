@@ -48,6 +48,8 @@ pub(super) struct Conn {
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
     pub(super) trusted: bool,
+    /// It came in on the metrics address: no application is behind it.
+    pub(super) observer: bool,
     /// The connection may still begin with a PROXY header.
     pub(super) before_proxy: bool,
     /// The request in hand has, or had, a streamed body: the link is to be cleared of it.
@@ -83,6 +85,7 @@ impl Conn {
             writing: false,
             in_head: false,
             trusted,
+            observer: false,
             before_proxy,
             streamed: false,
             idle_ms: opened_ms,

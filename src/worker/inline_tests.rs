@@ -51,14 +51,14 @@ impl Server {
             let waker = driver.waker();
             send.send(waker.clone()).unwrap();
             let listener = Arc::new(Listener::inet(addr));
-            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone };
+            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone, observer: false };
             let port = Arc::new(Port::new(waker.clone()));
             let tasks = Rc::new(Tasks::new(waker));
             let worker = Worker::new(0, 1, 2, Arc::clone(&port), Rc::clone(&tasks));
             let service = Box::new(make(&worker));
             let pool = Arc::new(Pool::new(1, Recorder::default()));
             let mut io = Io::new(driver, vec![door], Arc::new(rules), pool, Arc::new(Nobody), port);
-            io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None));
+            io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None, None));
             io.open();
             let order = || match order.load(Ordering::Acquire) {
                 0 => None,

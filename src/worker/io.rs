@@ -17,20 +17,23 @@ use self::inline::Inline;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
 use super::pool::{Pool, Watch, Work};
+use super::status::{Answer, Status};
 use super::table::Table;
 use super::{Door, Notices, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
-    body_bytes, refusal,
+    body_bytes, own_answer, refusal,
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS, ROOM_CHECK_MS,
-    ROOM_IDLE_MS, ROOM_SHARE,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
+    ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
+use crate::sys::metrics::status_index;
+use crate::sys::shared::Meter;
 
 /// Turns after accepting ended in which a connection may still be delivered: one that submits the end, one that
 /// brings what was on its way.
@@ -74,6 +77,8 @@ pub(super) struct Io {
     /// When idle connections are looked at again, while it leaves.
     sweep_ms: u64,
     entrance: Entrance,
+    /// The time of this turn in nanoseconds, once somebody has asked.
+    turn_ns: Option<u64>,
     /// Requests handed over since the last pulse.
     begun: u64,
     overdue: Overdue,
@@ -93,6 +98,20 @@ pub(super) struct Io {
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
+    /// What is answered here, if anything.
+    status: Option<Status>,
+    /// Where to count, if somebody asks for metrics.
+    meter: Option<Meter>,
+    /// Connections to the metrics address.
+    observers: usize,
+    /// Turns since no more of them are accepted, because the worker has nothing left to do.
+    unobserved_turns: Option<u8>,
+    /// Their port, so that what is sent to them is not counted.
+    observer_port: Arc<Port>,
+    /// What the meter knows of the port's bytes, and of the driver's waits for buffers.
+    metered: (u64, u64),
+    /// When to look again at which runners are blocked.
+    look_ms: u64,
     /// What other threads do between two events of a turn.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) meanwhile: Option<Box<dyn FnMut()>>,
@@ -122,6 +141,7 @@ impl Io {
         port: Arc<Port>,
     ) -> Self {
         let now_ms = driver.now_ms();
+        let observer_port = Arc::new(Port::new(driver.waker()));
         let overdue = Overdue::new(rules.patience, now_ms);
         let reporter = Reporter::new(&pool, Arc::clone(&app));
         Self {
@@ -147,6 +167,7 @@ impl Io {
             draining: None,
             sweep_ms: 0,
             entrance: Entrance::Open,
+            turn_ns: None,
             begun: 0,
             overdue,
             reporter,
@@ -159,9 +180,21 @@ impl Io {
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
+            status: None,
+            meter: None,
+            observers: 0,
+            unobserved_turns: None,
+            observer_port,
+            metered: (0, 0),
+            look_ms: 0,
             #[cfg(any(test, feature = "simulation"))]
             meanwhile: None,
         }
+    }
+
+    /// From now on answers what `status` says, and counts with `meter`.
+    pub(super) fn observe(&mut self, status: Option<Status>, meter: Option<Meter>) {
+        (self.status, self.meter) = (status, meter);
     }
 
     /// Arms accepting on every listener.
@@ -216,6 +249,7 @@ impl Io {
             Some(inline) => inline.wait(&mut *self.driver, self.now_ms, timeout, &mut events)?,
         }
         self.now_ms = self.driver.now_ms();
+        self.turn_ns = None;
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
         let mut reports = std::mem::take(&mut self.reports);
@@ -256,10 +290,29 @@ impl Io {
         } else if self.waiting > 0 {
             self.waiting = self.pool.waiting();
         }
+        if self.meter.is_some() {
+            self.publish();
+        }
         if self.overdue.next_ms() <= self.now_ms {
             self.look_at_requests();
         }
         Ok(())
+    }
+
+    /// Once a turn: what is cheaper to count together, and what only is there at a moment.
+    fn publish(&mut self) {
+        let Some(meter) = &self.meter else { return };
+        meter.connections.set((self.conns.len() - self.observers) as u64);
+        let metered = (self.port.sent_bytes(), self.driver.buffer_waits());
+        if metered != self.metered {
+            meter.io_sent_bytes.add(metered.0 - self.metered.0);
+            meter.buffer_waits.add(metered.1 - self.metered.1);
+            self.metered = metered;
+        }
+        if self.look_ms <= self.now_ms {
+            self.look_ms = self.now_ms + HEARTBEAT_MS;
+            meter.runners_blocked.set(self.pool.blocked() as u64);
+        }
     }
 
     /// Does what the order says; returns whether the loop is to end.
@@ -278,7 +331,9 @@ impl Io {
             self.sweep(stop);
         }
         self.close_entrance();
-        let empty = self.conns.len() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
+        let served =
+            self.conns.len() == self.observers && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
+        let empty = served && self.end_observation() && self.conns.len() == 0;
         self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
     }
 
@@ -300,7 +355,9 @@ impl Io {
         if self.waiting > 0 {
             ms = if self.rested { 0 } else { BATCH_CHECK_MS };
         }
-        if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS }) {
+        if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS })
+            || self.unobserved_turns.is_some_and(|turns| turns < CLOSED_TURNS)
+        {
             ms = 1;
         }
         if self.crowded {
@@ -332,8 +389,8 @@ impl Io {
         }
     }
 
-    fn on_accepted(&mut self, listener: usize, socket: Socket) {
-        let listener = Arc::clone(&self.doors[listener].listener);
+    fn on_accepted(&mut self, at: usize, socket: Socket) {
+        let listener = Arc::clone(&self.doors[at].listener);
         let peer = if listener.unix.is_some() {
             Peer::Unix
         } else {
@@ -344,20 +401,32 @@ impl Io {
                 Err(_) => return,
             }
         };
+        let observer = self.doors[at].observer;
+        if observer && self.observers >= OBSERVERS_MAX {
+            return;
+        }
         let trusted = self.rules.trusts(&peer);
-        let before_proxy = self.rules.proxy_mode != ProxyMode::Off;
-        let port = Arc::clone(&self.port);
+        let before_proxy = self.rules.proxy_mode != ProxyMode::Off && !observer;
+        let port = Arc::clone(if observer { &self.observer_port } else { &self.port });
         let now_ms = self.now_ms;
         let token = self.conns.insert(|token| {
             Conn::new(Arc::new(Link::new(socket, token, port, listener, peer)), trusted, before_proxy, now_ms)
         });
+        if observer {
+            self.observers += 1;
+            if let Some(conn) = self.conns.get(token) {
+                conn.observer = true;
+            }
+        } else if let Some(meter) = &self.meter {
+            meter.accepted.add(1);
+        }
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
-        if self.conns.len() >= self.rules.connections_max && !self.crowded {
+        if self.conns.len() - self.observers >= self.rules.connections_max && !self.crowded {
             // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
             self.crowded = true;
             self.room_ms = self.now_ms;
-            for index in 0..self.doors.len() {
+            for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
                 self.driver.stop_accept(index);
             }
         }
@@ -367,12 +436,14 @@ impl Io {
     /// again; one that waits has no other way in.
     fn make_room(&mut self) {
         self.room_ms = self.now_ms + ROOM_CHECK_MS;
-        if self.leaving.is_some() || !self.doors.iter().any(Door::has_waiting) {
+        let wanted = |door: &Door| !door.observer && door.has_waiting();
+        if self.leaving.is_some() || !self.doors.iter().any(wanted) {
             return;
         }
         let mut idle = Vec::new();
         for token in self.conns.tokens() {
-            if let Some(since_ms) = self.conns.get(token).and_then(|conn| conn.idle_since_ms())
+            if let Some(since_ms) =
+                self.conns.get(token).filter(|conn| !conn.observer).and_then(|conn| conn.idle_since_ms())
                 && since_ms + ROOM_IDLE_MS <= self.now_ms
             {
                 idle.push((since_ms, token));
@@ -439,6 +510,11 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
+        if let Some(meter) = &self.meter
+            && !conn.observer
+        {
+            meter.received_bytes.add(bytes.len() as u64);
+        }
         // The quick way from one request to the next, when the last one has left nothing behind: then
         // nobody has reported the end of its answer. Otherwise `settle` finds it.
         if let Phase::InHand(None) = conn.phase
@@ -670,6 +746,13 @@ impl Io {
 
     /// A head is complete: hands the request over, or begins to read its body.
     fn on_head(&mut self, token: Token, mut exchange: Box<Exchange>, more: bool) {
+        if let Some(status) = &self.status {
+            let observer = self.conns.get(token).is_some_and(|conn| conn.observer);
+            if let Some(answer) = status.answer(&exchange.request, observer) {
+                self.answer(token, exchange, &answer);
+                return;
+            }
+        }
         let head = &exchange.request.head;
         let framing = head.framing;
         let expects = head.expect_continue;
@@ -735,7 +818,8 @@ impl Io {
         exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
         if self.rules.timed {
-            exchange.request.received_ns = clock::monotonic_ns();
+            // One look at the clock for all requests of a turn, which came together as far as we know.
+            exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
         conn.begun_ms = self.now_ms;
         conn.line.set(&exchange.request.bytes);
@@ -935,6 +1019,34 @@ impl Io {
         }
     }
 
+    /// Answers a request in an application's place, from this thread. The connection goes on as it would have.
+    fn answer(&mut self, token: Token, mut exchange: Box<Exchange>, answer: &Answer) {
+        let Some(conn) = self.conns.get(token) else { return };
+        let head = &exchange.request.head;
+        let may_go_on = head.keep_alive && self.rules.keep_alive && self.leaving.is_none() && !answer.last;
+        let (bytes, goes_on) = own_answer(head, may_go_on, answer.status, answer.content_type, &answer.body);
+        exchange.clear();
+        self.blank = Some(exchange);
+        let waits = conn.link.say(&bytes);
+        if !goes_on {
+            self.end_with_this(token);
+        } else if waits {
+            // The next request must wait for the end of this answer, or a client that reads nothing would fill
+            // the memory. Not flushed here: what follows in the buffer at hand is not in `input` yet.
+            conn.link.conclude(Outcome::Keep);
+            conn.phase = Phase::InHand(None);
+            conn.writing = true;
+            if let Err(error) = self.driver.writable(token, conn.link.socket()) {
+                debug!(%error, "cannot wait for room to send");
+                self.close(token);
+                return;
+            }
+            self.set_writing_deadline(token);
+        } else {
+            self.set_idle_deadline(token);
+        }
+    }
+
     /// Answers a request that no application sees, and ends the connection. To a HEAD request the page has no body
     /// (RFC 9110 section 9.3.2).
     ///
@@ -946,20 +1058,36 @@ impl Io {
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
+        if let Some(meter) = &self.meter
+            && !conn.observer
+        {
+            meter.refused[status_index(refused.status)].add(1);
+        }
+        self.end_with_this(token);
+        body_bytes(&page)
+    }
+
+    /// What was said is the last that this connection sees.
+    fn end_with_this(&mut self, token: Token) {
+        let Some(conn) = self.conns.get(token) else { return };
         conn.link.conclude(Outcome::Close);
         conn.phase = Phase::InHand(None);
         conn.broken = true;
         conn.input = Vec::new();
         self.look(token);
-        body_bytes(&page)
     }
 
     /// Refuses a request whose head was read, and tells of it.
     fn refuse_read(&mut self, token: Token, refused: &Refusal, exchange: Box<Exchange>) {
         let Some(conn) = self.conns.get(token) else { return };
+        let observer = conn.observer;
         // The connection may be gone when it has been answered.
         let link = Arc::clone(&conn.link);
         let bytes = self.refuse(token, refused, exchange.request.head.is_head);
+        if observer {
+            // Who watches is in no log.
+            return;
+        }
         self.tell_of(exchange, link, refused.status, bytes);
     }
 
@@ -1015,7 +1143,13 @@ impl Io {
         }
         // A runner that waits for this client is let go; the descriptor closes with the last reference.
         conn.link.lose();
-        if self.crowded && self.conns.len() < self.rules.connections_max && self.draining.is_none() {
+        if conn.observer {
+            self.observers -= 1;
+        }
+        if self.crowded
+            && self.conns.len() - self.observers < self.rules.connections_max
+            && self.draining.is_none()
+        {
             self.crowded = false;
             self.open();
         }
@@ -1190,6 +1324,7 @@ impl Io {
         self.leaving = Some(stop);
         if first {
             self.port.drain();
+            self.observer_port.drain();
             self.draining = Some(self.now_ms + self.rules.graceful_ms);
             self.accept_again_ms = None;
         }
@@ -1226,10 +1361,25 @@ impl Io {
             let idle = |conn: &&mut Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
             if let Some(conn) = self.conns.get(token).filter(idle) {
                 let left = conn.deadline_ms.saturating_sub(self.now_ms);
+                // Who watches is not promised anything: another worker answers as well.
+                let idle_ms = if conn.observer { DRAIN_IDLE_MS } else { idle_ms };
                 // A request may be on its way: it is answered, with the close announced.
                 self.set_deadline(token, idle_ms.min(left));
             }
         }
+    }
+
+    /// Whoever watches the server may do so until its clients are served, and then no longer. Returns whether nobody
+    /// new can come any more.
+    fn end_observation(&mut self) -> bool {
+        let Some(turns) = self.unobserved_turns else {
+            let doors = (0..self.doors.len()).filter(|index| self.doors[*index].observer);
+            let doors = doors.map(|index| self.driver.stop_accept(index)).count();
+            self.unobserved_turns = Some(if doors == 0 { CLOSED_TURNS } else { 0 });
+            return doors == 0;
+        };
+        self.unobserved_turns = Some((turns + 1).min(CLOSED_TURNS));
+        turns == CLOSED_TURNS
     }
 
     /// Goes on taking connections until nobody waits in the queues, then stops. What waits there was
@@ -1239,10 +1389,10 @@ impl Io {
             Entrance::Open => {}
             Entrance::Closing { until_ms } => {
                 let patient = self.now_ms < until_ms && !self.crowded;
-                if patient && self.doors.iter().any(Door::has_waiting) {
+                if patient && self.doors.iter().any(|door| !door.observer && door.has_waiting()) {
                     return;
                 }
-                for index in 0..self.doors.len() {
+                for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
                     self.driver.stop_accept(index);
                 }
                 if self.leaving == Some(Stop::Close) {

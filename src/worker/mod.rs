@@ -13,6 +13,7 @@ mod pool;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub(crate) use self::io::inline::Beside;
 use self::io::inline::Inline;
 use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
+use self::status::Status;
 use crate::app::native::{Service, Tasks, Worker};
 use crate::app::{Application, Listener, Peer, Port, Runner};
 use crate::config::{Settings, Trusted};
@@ -46,7 +48,7 @@ use crate::master::{LocalAddr, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
-use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
+use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
 use crate::sys::{atfork, clock, process, rlimit, signal};
 
@@ -55,6 +57,8 @@ struct Door {
     fd: OwnedFd,
     listener: Arc<Listener>,
     accepting: Accepting,
+    /// It is the metrics address.
+    observer: bool,
 }
 
 impl Door {
@@ -64,7 +68,12 @@ impl Door {
             LocalAddr::Unix(path) => Listener::unix(path),
         };
         atfork::note(from.fd.as_raw_fd());
-        Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting }
+        Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting, observer: false }
+    }
+
+    /// The metrics address.
+    fn for_observers(from: WorkerListener) -> Self {
+        Self { observer: true, ..Self::new(from) }
     }
 
     fn fd(&self) -> RawFd {
@@ -309,10 +318,8 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
             return 1;
         }
     };
-    let pool = Arc::new(Pool::new(
-        context.settings.threads,
-        Recorder::new(access.clone(), context.settings.python_log),
-    ));
+    let recorder = Recorder::new(access.clone(), context.settings.python_log);
+    let pool = Arc::new(Pool::new(context.settings.threads, recorder).measured_by(meter(&context)));
     let started = {
         let (pool, app, access) = (Arc::clone(&pool), Arc::clone(&app), access.clone());
         thread::Builder::new()
@@ -457,11 +464,17 @@ fn serve(
     choice.fds.iter().copied().for_each(atfork::note);
     announce(&context, &choice);
     let waker = driver.waker();
-    let doors = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
+    let mut doors: Vec<Door> = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
+    doors.extend(std::mem::take(&mut context.metrics_listeners).into_iter().map(Door::for_observers));
+    let meter = meter(&context);
     let rules = Arc::new(Rules::new(
         &context.settings,
-        access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
+        access.is_some()
+            || context.settings.python_log
+            || observe::statsd::metrics().is_some()
+            || meter.is_some(),
     ));
+    let status = Status::new(&context.settings, &context.shared);
     let port = Arc::new(Port::new(waker.clone()));
     let tasks = Rc::new(Tasks::new(waker.clone()));
     let inline = match make {
@@ -470,13 +483,14 @@ fn serve(
             let (slot, age, threads) = (context.slot, context.age, context.settings.threads);
             let worker = Worker::new(slot, age, threads, Arc::clone(&port), Rc::clone(&tasks));
             let Served { service, beside } = make(&worker, &mut || driver.readiness())?;
-            Some(Inline::new(service, Rc::clone(&tasks), beside, access.clone()))
+            Some(Inline::new(service, Rc::clone(&tasks), beside, access.clone(), meter.clone()))
         }
     };
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, port);
     if let Some(inline) = inline {
         io.serve_with(inline);
     }
+    io.observe(status, meter);
     // What was said until here is written; from here on nobody waits for that.
     observe::allow_thread();
     io.open();
@@ -503,6 +517,11 @@ fn serve(
     tasks.clear();
     let left = left.map_err(failed)?;
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
+}
+
+/// Where this worker counts; nowhere unless somebody asks for metrics.
+fn meter(context: &WorkerContext) -> Option<Meter> {
+    context.settings.metrics_bind.as_ref().and_then(|_| context.shared.meter(context.record))
 }
 
 /// How long a worker lives: until it has answered `max_requests`, grown to `max_worker_memory`, or reached

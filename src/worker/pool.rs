@@ -25,6 +25,8 @@ use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, 
 use crate::ring::Token;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
+use crate::sys::metrics::{method_index, status_index};
+use crate::sys::shared::Meter;
 use crate::sys::signal;
 use crate::sys::thread_clock::ThreadClock;
 
@@ -80,6 +82,8 @@ struct Turn {
     taken: u64,
     /// No other runner is awake.
     alone: bool,
+    /// It was there at once.
+    at_once: bool,
 }
 
 struct Queue {
@@ -95,6 +99,8 @@ struct Queue {
     seats: Vec<Arc<Seat>>,
     /// Requests taken from the queue since the start.
     taken: u64,
+    /// Requests that a runner has.
+    in_hand: usize,
     /// The I/O thread rests until the queue is empty ([`Pool::rest`]).
     resting: bool,
     /// `taken` when it began to rest the last time.
@@ -111,9 +117,37 @@ pub(super) struct Pool {
     queue: Mutex<Queue>,
     threads_max: usize,
     recorder: Recorder,
+    meter: Option<Meter>,
     /// Where the I/O thread rests.
     rest: Parker,
     left: std::sync::Condvar,
+}
+
+/// A request that was answered, as the metrics count it.
+struct Sample {
+    method: usize,
+    status: usize,
+    received_ns: u64,
+    taken_ns: u64,
+    ended_ns: u64,
+    sent_bytes: u64,
+}
+
+impl Sample {
+    /// Counts it: some twenty loads and stores to lines that this worker alone writes.
+    fn count(&self, meter: &Meter) {
+        meter.requests[self.method][self.status].add(1);
+        meter.runner_sent_bytes.add(self.sent_bytes);
+        meter.queue_wait.record(self.taken_ns.saturating_sub(self.received_ns));
+        meter.application.record(self.ended_ns.saturating_sub(self.taken_ns));
+        meter.total.record(self.ended_ns.saturating_sub(self.received_ns));
+    }
+}
+
+/// A request that its runner is done with.
+struct Done {
+    exchange: Box<Exchange>,
+    sample: Option<Sample>,
 }
 
 /// The I/O thread's notes for [`Pool::supervise`].
@@ -142,6 +176,7 @@ impl Pool {
                 awake: 0,
                 seats: Vec::new(),
                 taken: 0,
+                in_hand: 0,
                 resting: false,
                 rested: 0,
                 closing: false,
@@ -150,9 +185,17 @@ impl Pool {
             }),
             threads_max: threads_max.max(1),
             recorder,
+            meter: None,
             rest: Parker::new(),
             left: std::sync::Condvar::new(),
         }
+    }
+
+    /// Counts with `meter`, too.
+    #[must_use]
+    pub(super) fn measured_by(mut self, meter: Option<Meter>) -> Self {
+        self.meter = meter;
+        self
     }
 
     /// An empty exchange to parse the next request into.
@@ -171,6 +214,7 @@ impl Pool {
         queue.ready.extend(batch.drain(..));
         let waiting = queue.ready.len();
         let woken = if queue.awake == 0 { queue.wake() } else { None };
+        self.show(&queue);
         drop(queue);
         if let Some(seat) = woken {
             seat.parker.unpark();
@@ -181,7 +225,7 @@ impl Pool {
     /// Tells of a request that was refused and is answered. Gives the exchange back when a runner has to hear of it,
     /// too: as one of the next batch.
     pub(super) fn refused(&self, mut exchange: Box<Exchange>) -> Option<Box<Exchange>> {
-        self.recorder.record(&exchange);
+        self.recorder.record(&exchange, clock::monotonic_ns());
         // A flood of refused requests while all runners are blocked costs access lines; the error log has them.
         if self.recorder.needs_runner() && self.waiting() < REFUSED_WAITING_MAX {
             return Some(exchange);
@@ -207,6 +251,26 @@ impl Pool {
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn give_back(&self, exchange: Box<Exchange>) {
         lock(&self.queue).spare.push(exchange);
+    }
+
+    /// Tells the metrics how the queue and the runners stand.
+    fn show(&self, queue: &Queue) {
+        if let Some(meter) = &self.meter {
+            meter.waiting.set(queue.ready.len() as u64);
+            meter.in_hand.set(queue.in_hand as u64);
+            meter.runners.set(queue.alive as u64);
+            meter.runners_awake.set(queue.awake as u64);
+        }
+    }
+
+    /// How many runners with a request wait for something else than the CPU. About 5 microseconds for each.
+    #[must_use]
+    pub(super) fn blocked(&self) -> usize {
+        let queue = lock(&self.queue);
+        let at_work = queue.seats.iter().filter(|seat| seat.taken.load(Ordering::Relaxed) != 0);
+        let clocks: Vec<ThreadClock> = at_work.filter_map(|seat| *lock(&seat.clock)).collect();
+        drop(queue);
+        clocks.iter().filter(|clock| !clock.is_runnable()).count()
     }
 
     /// What the runners have in hand.
@@ -335,13 +399,22 @@ impl Pool {
         *lock(&seat.clock) = ThreadClock::of_current_thread().ok();
         let mut surplus = None;
         let mut done = None;
+        // When the last request ended: the next one begins then, unless there was none.
+        let mut ended_ns = None;
         while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
-            let Turn { mut exchange, taken, alone } = turn;
+            let Turn { mut exchange, taken, alone, at_once } = turn;
             if exchange.reply.is_finished() {
                 runner.refused(&exchange);
                 exchange.clear();
-                done = Some(exchange);
+                ended_ns = None;
+                done = Some(Done { exchange, sample: None });
                 continue;
+            }
+            let received_ns = exchange.request.received_ns;
+            let timed = received_ns > 0;
+            if timed {
+                let begun_ns = ended_ns.filter(|_| at_once).unwrap_or_else(clock::monotonic_ns);
+                exchange.request.taken_ns = begun_ns.max(received_ns);
             }
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
@@ -356,10 +429,21 @@ impl Pool {
                 exchange.reply.fail(500, "");
             }
             seat.taken.store(0, Ordering::Release);
-            self.recorder.record(&exchange);
+            // One look at the clock for everybody who asks, and for the beginning of the next request.
+            ended_ns = timed.then(clock::monotonic_ns);
+            let now_ns = ended_ns.unwrap_or_default();
+            self.recorder.record(&exchange, now_ns);
+            let sample = self.meter.is_some().then(|| Sample {
+                method: method_index(exchange.request.method()),
+                status: status_index(exchange.reply.status_code()),
+                received_ns,
+                taken_ns: exchange.request.taken_ns,
+                ended_ns: now_ns,
+                sent_bytes: exchange.reply.sent_bytes(),
+            });
             exchange.clear();
             surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
-            done = Some(exchange);
+            done = Some(Done { exchange, sample });
         }
     }
 
@@ -371,15 +455,20 @@ impl Pool {
         seat: &Seat,
         runner: &mut dyn Runner,
         main: bool,
-        done: Option<Box<Exchange>>,
+        done: Option<Done>,
         quick: Option<u64>,
     ) -> Option<Turn> {
         let mut queue = lock(&self.queue);
-        if let Some(exchange) = done
-            && queue.spare.len() < SPARE_EXCHANGES_MAX
-        {
-            queue.spare.push(exchange);
+        if let Some(Done { exchange, sample }) = done {
+            queue.in_hand -= 1;
+            if let (Some(meter), Some(sample)) = (&self.meter, sample) {
+                sample.count(meter);
+            }
+            if queue.spare.len() < SPARE_EXCHANGES_MAX {
+                queue.spare.push(exchange);
+            }
         }
+        let mut at_once = true;
         if seat.excused.load(Ordering::Relaxed) && seat.excused.swap(false, Ordering::Relaxed) {
             queue.excused -= 1;
         }
@@ -391,7 +480,9 @@ impl Pool {
         loop {
             if !surplus && let Some(exchange) = queue.ready.pop_front() {
                 queue.taken += 1;
-                let turn = Turn { exchange, taken: queue.taken, alone: queue.awake == 1 };
+                queue.in_hand += 1;
+                self.show(&queue);
+                let turn = Turn { exchange, taken: queue.taken, alone: queue.awake == 1, at_once };
                 let rested = queue.ready.is_empty() && std::mem::take(&mut queue.resting);
                 drop(queue);
                 if rested {
@@ -405,7 +496,10 @@ impl Pool {
             surplus = false;
             queue.parked.push(index);
             queue.awake -= 1;
+            self.show(&queue);
             drop(queue);
+            at_once = false;
+            let mut woken_ns = None;
             let mut wakeup = Wakeup::Woken;
             loop {
                 if main {
@@ -417,6 +511,7 @@ impl Pool {
                 let most = Duration::from_millis(HEARTBEAT_MS);
                 runner.park(&mut || {
                     wakeup = if main { seat.parker.park_timeout(most) } else { seat.parker.park() };
+                    woken_ns = self.meter.is_some().then(clock::monotonic_ns);
                 });
                 if wakeup != Wakeup::TimedOut {
                     break;
@@ -425,7 +520,11 @@ impl Pool {
             if main && wakeup == Wakeup::Interrupted {
                 runner.interrupted();
             }
+            let waited_ns = woken_ns.map(|woken_ns| clock::monotonic_ns().saturating_sub(woken_ns));
             queue = lock(&self.queue);
+            if let (Some(meter), Some(waited_ns)) = (&self.meter, waited_ns) {
+                meter.interpreter_wait_ns.add(waited_ns);
+            }
             // Woken by an unpark, somebody took this runner off the list and counted it awake. After an
             // interruption it still stands there.
             if let Some(at) = queue.parked.iter().position(|parked| *parked == index) {

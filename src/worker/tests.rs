@@ -94,6 +94,7 @@ impl Server {
                     fd: socket.into(),
                     listener: Arc::new(Listener::inet(addr)),
                     accepting: Accepting::Alone,
+                    observer: false,
                 };
                 let mut io = Io::new(
                     driver,

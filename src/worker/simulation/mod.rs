@@ -251,6 +251,7 @@ impl World {
             fd: File::open("/dev/null").expect("/dev/null").into(),
             listener: Arc::new(Listener::inet(([127, 0, 0, 1], port).into())),
             accepting: Accepting::Shared,
+            observer: false,
         };
         let rules = Arc::new(rules(body_buffer_bytes, connections_max));
         let mut io = Io::new(
