@@ -181,6 +181,9 @@ pub const DESCRIPTORS_RESERVED: usize = 256;
 /// a hanging process.
 pub const LOG_FLUSH_MS: u64 = 1_000;
 
+/// Milliseconds between two looks at the accept queues (`enable_backlog_metric`); gunicorn's.
+pub const BACKLOG_MS: u64 = 1_000;
+
 /// Milliseconds after which the master offers lines of the error log again that a stalled pipe has not taken.
 pub const LOG_RETRY_MS: u64 = 500;
 

@@ -59,6 +59,9 @@ def signal_worker(number: int) -> None:
 def flush_log() -> None:
     """Wait, for a bounded time, until the log is written: this process is about to end."""
 
+def connections() -> int:
+    """Count the connections that this process has open."""
+
 def is_leaving() -> bool:
     """Whether this process is a worker that was told to leave."""
 

@@ -252,6 +252,11 @@ class Worker:
         """Requests that this worker has begun to answer."""
         return _native.requests() if self.pid == os.getpid() else 0
 
+    @property
+    def nr_conns(self) -> int:
+        """Connections that this worker has open."""
+        return _native.connections() if self.pid == os.getpid() else 0
+
     def notify(self) -> None:
         """Do nothing: the server itself tells the master that this worker lives."""
 
@@ -289,6 +294,7 @@ class Request:
         body: Any,
         keep_alive: bool,
         proxy: dict[str, Any] | None,
+        number: int,
     ) -> None:
         self.cfg = worker.cfg
         self.method = method
@@ -302,6 +308,7 @@ class Request:
         self.body = body
         self.must_close = False
         self.proxy_protocol_info = proxy
+        self.req_number = number
         self._keep_alive = keep_alive
 
     fragment = ""

@@ -94,6 +94,8 @@ pub struct Request {
     /// When the request was handed to the runners (monotonic nanoseconds), as of the I/O thread's turn; 0 unless
     /// somebody asks for durations.
     pub(crate) received_ns: u64,
+    /// Which request of its connection it is, from 1.
+    pub(crate) number: u32,
     /// When a runner took it.
     pub(crate) taken_ns: u64,
 }

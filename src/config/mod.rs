@@ -260,6 +260,8 @@ pub struct Settings {
     pub raw_env: Vec<(String, String)>,
     /// Load the application in the master.
     pub preload_app: bool,
+    /// Tell statsd how many connections wait to be accepted.
+    pub enable_backlog_metric: bool,
     /// Reload when a file of the application changes.
     pub reload: bool,
     /// File for the master's process id.
@@ -840,6 +842,7 @@ fn build(
         pythonpath: values.texts("pythonpath").into_iter().map(PathBuf::from).collect(),
         raw_env: raw_env(&values)?,
         preload_app: values.on("preload_app"),
+        enable_backlog_metric: values.on("enable_backlog_metric"),
         reload: values.on("reload"),
         pidfile: values.text("pidfile").map(PathBuf::from),
         control: (!values.on("control_socket_disable")).then(|| ControlSettings {

@@ -211,7 +211,7 @@ use Kind::{
     Account, Any, Bytes, Choice, Class, Commas, Count, Dict, Directory, Hook, List, Mode, Networks, Path,
     ProxyMode, Seconds, Switch, Text,
 };
-use Support::{NoOp, NotYet, Refused};
+use Support::{NoOp, Refused};
 
 /// A setting that is honoured and applies on reload, which most do.
 const fn setting(
@@ -971,9 +971,8 @@ pub static SETTINGS: &[Setting] = &[
         &["--enable-backlog-metric"],
         Switch,
         NO,
-        "Measure the accept queue",
-    )
-    .but(NotYet("look at the queue with `ss -ltn`: Recv-Q is its length")),
+        "Measure how many connections wait to be accepted",
+    ),
     // TLS
     setting(Tls, "certfile", &["--certfile"], Path, UNSET, "Certificate").but(NO_TLS),
     setting(Tls, "keyfile", &["--keyfile"], Path, UNSET, "Private key").but(NO_TLS),

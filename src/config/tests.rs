@@ -309,11 +309,11 @@ fn refused_settings_stop_the_start_and_name_themselves() {
 
 #[test]
 fn settings_without_effect_are_noticed() {
-    let notices = settings("--enable-backlog-metric --worker-tmp-dir /dev/shm app:app").notices;
+    let notices = settings("--spew --worker-tmp-dir /dev/shm app:app").notices;
     let find = |name: &str| notices.iter().find(|notice| notice.text.starts_with(name)).unwrap();
-    assert_eq!(find("enable_backlog_metric").level, Level::Warning);
+    assert_eq!(find("spew").level, Level::Warning);
     assert_eq!(find("worker_tmp_dir").level, Level::Debug);
-    assert!(find("enable_backlog_metric").text.contains("--enable-backlog-metric on the command line"));
+    assert!(find("spew").text.contains("--spew on the command line"));
     assert!(notices.iter().all(|notice| !notice.text.contains('\n')));
     assert!(settings("--max-requests 0 app:app").notices.is_empty(), "a default is nothing to speak of");
 }

@@ -31,3 +31,4 @@ pub use policy::{HeaderMap, Policy};
 pub use proxy::{PROXY_BYTES_MAX, ProxyInfo, ProxyMode, parse_proxy};
 pub use refusal::Refusal;
 pub use response::{CONTINUE, EARLY_HINTS, Encoder, End, Piece, ResponseError, error_page, hint, reason};
+pub use scan::percent_decode;

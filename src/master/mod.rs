@@ -42,7 +42,7 @@ use self::slots::{Action, Note, Rules, Seen, Slots};
 use self::sockets::Listeners;
 use crate::config::{Io, Settings, WorkerClass};
 use crate::error::{Exit, StartError};
-use crate::limits::{LOG_RETRY_MS, WORKERS_MAX};
+use crate::limits::{BACKLOG_MS, LOG_RETRY_MS, WORKERS_MAX};
 use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
@@ -314,6 +314,8 @@ struct Master<'h> {
     earlier_master: Option<Pid>,
     /// The master that this one started.
     next_master: Option<Pid>,
+    /// When the accept queues are measured next.
+    backlog_ms: u64,
     /// Workers forked so far.
     age: u64,
     /// Where operators ask, if anywhere.
@@ -406,6 +408,7 @@ impl<'h> Master<'h> {
             slots,
             earlier_master,
             next_master: None,
+            backlog_ms: 0,
             age: 0,
             control: None,
             counts: Counts::new(now_ms),
@@ -657,9 +660,10 @@ impl<'h> Master<'h> {
     fn wait(&mut self) {
         let now_ms = monotonic_ms();
         let control_ms = self.control.as_ref().and_then(|control| control.next_ms(now_ms));
+        let backlog_ms = self.measure_backlog(now_ms);
         // Lines of the log that nobody has taken are offered again; there is no thread for it.
         let log_ms = observe::retry().then_some(now_ms + LOG_RETRY_MS);
-        let until_ms = [self.slots.next_ms(now_ms), self.service.next_ms(), control_ms, log_ms];
+        let until_ms = [self.slots.next_ms(now_ms), self.service.next_ms(), control_ms, log_ms, backlog_ms];
         let until_ms = until_ms.into_iter().flatten().min();
         let timeout = until_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
         let (signals, control) = (&self.signals, &self.control);
@@ -671,6 +675,24 @@ impl<'h> Master<'h> {
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
+    }
+
+    /// Tells the length of the accept queues, once a second when somebody wants to know (`enable_backlog_metric`).
+    /// Returns when it is time again.
+    fn measure_backlog(&mut self, now_ms: u64) -> Option<u64> {
+        if !self.settings.enable_backlog_metric {
+            return None;
+        }
+        if self.backlog_ms <= now_ms {
+            self.backlog_ms = now_ms + BACKLOG_MS;
+            if let Some(count) = self.listeners.waiting_connections() {
+                debug!("socket backlog: {count}");
+                if let Some(statsd) = observe::statsd::metrics() {
+                    statsd.backlog(count);
+                }
+            }
+        }
+        Some(self.backlog_ms)
     }
 
     /// Returns how the process ends: a hook may have its own idea of that.

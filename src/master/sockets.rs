@@ -41,7 +41,7 @@ use crate::config::{Bind, Settings};
 use crate::error::{Exit, StartError};
 use crate::ring::Accepting;
 use crate::sys::errno::describe;
-use crate::sys::fd::{steer_group, take_inherited};
+use crate::sys::fd::{self, steer_group, take_inherited};
 
 /// How long a port in use is tried again: as long as the server before us may need to leave.
 /// gunicorn tries for 5 s, which hides a plain mistake from the operator.
@@ -131,6 +131,19 @@ impl Listeners {
     /// The first bind that cannot be had; those opened before are closed, and their files removed.
     pub(super) fn open(settings: &Settings) -> Result<Self, StartError> {
         Self::open_within(settings, None, PATIENCE)
+    }
+
+    /// Connections that wait to be accepted, on all TCP listeners; `None` when there is no such listener.
+    pub(super) fn waiting_connections(&self) -> Option<u64> {
+        let waiting = |group: &Group| -> Vec<u64> {
+            let count = |fd: &OwnedFd| fd::waiting_connections(fd.as_fd()).ok().map(u64::from);
+            match &group.sockets {
+                Sockets::PerSlot(sockets) => sockets.iter().filter_map(count).collect(),
+                Sockets::Shared(socket, _) => count(socket).into_iter().collect(),
+            }
+        };
+        let counts: Vec<u64> = self.groups.iter().flat_map(waiting).collect();
+        (!counts.is_empty()).then(|| counts.iter().sum())
     }
 
     /// The listeners for new settings: those of binds that stay are taken along, others are opened.

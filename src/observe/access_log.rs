@@ -5,6 +5,7 @@
 //! that are no UTF-8 become `\u00XX`. The result is one line whatever was sent, and a format that
 //! writes JSON stays JSON.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub trait AccessRecord {
     /// The request target as received (`RAW_URI`).
     fn target(&self) -> &[u8];
     /// The path, percent-decoded (`PATH_INFO`).
-    fn path(&self) -> &[u8];
+    fn path(&self) -> Cow<'_, [u8]>;
     /// The query without its question mark.
     fn query(&self) -> &[u8];
     /// `HTTP/1.1`.
@@ -108,6 +109,12 @@ impl fmt::Display for FormatError {
 impl std::error::Error for FormatError {}
 
 impl AccessFormat {
+    /// Whether it has atoms of the application's environ, `%({name}e)s`, which only Python knows.
+    #[must_use]
+    pub fn names_environ(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Atom { atom: Atom::Environ(_), .. }))
+    }
+
     /// Compiles a format in the language of Python's `%` operator. Unknown atoms give `-`, as in
     /// gunicorn.
     ///
@@ -331,7 +338,7 @@ impl Atom {
             }
             Self::Method => append_escaped(out, record.method()),
             Self::Status => append_number(out, u64::from(record.status())),
-            Self::Path => append_escaped(out, record.path()),
+            Self::Path => append_escaped(out, &record.path()),
             Self::Query => append_escaped(out, record.query()),
             Self::Protocol => append_escaped(out, record.protocol()),
             Self::BodyText => match record.body_bytes() {
@@ -524,8 +531,8 @@ mod tests {
         fn target(&self) -> &[u8] {
             &self.target
         }
-        fn path(&self) -> &[u8] {
-            &self.path
+        fn path(&self) -> Cow<'_, [u8]> {
+            Cow::Borrowed(&self.path)
         }
         fn query(&self) -> &[u8] {
             b"x=1"

@@ -82,6 +82,11 @@ impl Statsd {
         self.send(|out, prefix, tags| write!(out, "{prefix}gunicorn.workers:{count}|g{tags}"));
     }
 
+    /// `count` connections wait to be accepted.
+    pub fn backlog(&self, count: u64) {
+        self.send(|out, prefix, tags| write!(out, "{prefix}gunicorn.backlog:{count}|h{tags}"));
+    }
+
     /// A message was logged; those below a warning are not counted.
     pub fn logged(&self, level: Level) {
         let name = match level {

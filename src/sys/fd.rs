@@ -29,6 +29,28 @@ pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Connections that wait in a TCP listener's queue. Source: tcp(7), `TCP_INFO`; of a listener `tcpi_unacked` is the
+/// length of its queue.
+///
+/// # Errors
+/// As getsockopt(2); `EOPNOTSUPP` for other sockets.
+pub fn waiting_connections(listener: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct tcp_info` as far as that field: eight bytes, then numbers of 32 bits.
+    let mut info = [0_u32; 7];
+    let mut length = libc::socklen_t::try_from(std::mem::size_of_val(&info)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes to `info`, and how many it wrote to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(info[6]) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes one waiting connection: blocking mode, close-on-exec. Whether it waits for one depends on
 /// the listener's own mode. Source: accept4(2).
 ///

@@ -1,5 +1,6 @@
 //! The access log's view of an exchange.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tracing::error;
 
 use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
-use crate::http::{Encoder, Version};
+use crate::http::{Encoder, Version, percent_decode};
 use crate::limits::LOG_FLUSH_MS;
 use crate::observe::statsd::metrics;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
@@ -18,6 +19,8 @@ use crate::sys::clock;
 pub(super) struct AccessLog {
     format: AccessFormat,
     writer: LogWriter,
+    /// The mount point from the environment variable `SCRIPT_NAME`, which is no part of `PATH_INFO`.
+    mount: Vec<u8>,
 }
 
 impl AccessLog {
@@ -28,13 +31,15 @@ impl AccessLog {
             return Ok(None);
         }
         let writer = LogWriter::open("access log", &settings.accesslog)?;
-        Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer }))
+        let mount = std::env::var_os("SCRIPT_NAME").unwrap_or_default().into_encoded_bytes();
+        Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer, mount }))
     }
 
     /// Writes the line of an exchange that ended at `now_ns` of the monotonic clock.
     pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         let received = exchange.request.received_ns;
-        self.write(&View { exchange, duration: Duration::from_nanos(now_ns.saturating_sub(received)) });
+        let duration = Duration::from_nanos(now_ns.saturating_sub(received));
+        self.write(&View { exchange, duration, mount: &self.mount });
     }
 
     fn write(&self, view: &impl AccessRecord) {
@@ -97,8 +102,13 @@ impl Recorder {
     }
 }
 
+fn decoded(path: &[u8]) -> Cow<'_, [u8]> {
+    if path.contains(&b'%') { Cow::Owned(percent_decode(path)) } else { Cow::Borrowed(path) }
+}
+
 struct View<'a> {
     exchange: &'a Exchange,
+    mount: &'a [u8],
     duration: Duration,
 }
 
@@ -118,8 +128,10 @@ impl AccessRecord for View<'_> {
         self.exchange.request.target()
     }
 
-    fn path(&self) -> &[u8] {
-        self.exchange.request.path()
+    fn path(&self) -> Cow<'_, [u8]> {
+        let request = &self.exchange.request;
+        let mount = request.head().script_name.map_or(self.mount, |name| name.of(&request.bytes));
+        decoded(request.path().strip_prefix(mount).unwrap_or(request.path()))
     }
 
     fn query(&self) -> &[u8] {
@@ -181,8 +193,8 @@ impl AccessRecord for InlineView<'_> {
         self.request.target()
     }
 
-    fn path(&self) -> &[u8] {
-        self.request.path()
+    fn path(&self) -> Cow<'_, [u8]> {
+        decoded(self.request.path())
     }
 
     fn query(&self) -> &[u8] {

@@ -36,6 +36,8 @@ pub(super) struct Conn {
     pub(super) input: Vec<u8>,
     /// How far the end of the head was searched in `input`.
     pub(super) scanned: usize,
+    /// Requests of this connection that were handed over.
+    pub(super) requests: u32,
     /// Receiving is paused because enough bytes wait.
     pub(super) paused: bool,
     /// The peer has sent its last byte.
@@ -79,6 +81,7 @@ impl Conn {
             phase: Phase::Head,
             input: Vec::new(),
             scanned: 0,
+            requests: 0,
             paused: false,
             ended: false,
             broken: false,

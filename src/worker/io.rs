@@ -19,7 +19,7 @@ use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
 use super::pool::{Pool, Watch, Work};
 use super::status::{Answer, Status};
 use super::table::Table;
-use super::{Door, Notices, Rules, Stop};
+use super::{CONNECTIONS, Door, Notices, Rules, Stop};
 use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
     body_bytes, own_answer, refusal,
@@ -224,6 +224,7 @@ impl Io {
                 self.rested = true;
             }
             self.turn()?;
+            CONNECTIONS.store(self.conns.len(), Ordering::Relaxed);
             pulse(self.now_ms, std::mem::take(&mut self.begun));
             if self.waiting > 0 {
                 self.pool.supervise(&mut watch, &self.app);
@@ -827,6 +828,8 @@ impl Io {
             conn.head.clear();
             conn.head.extend_from_slice(&exchange.request.bytes);
         }
+        conn.requests = conn.requests.wrapping_add(1);
+        exchange.request.number = conn.requests;
         conn.link.hand_over();
         self.begun += 1;
         if stream.is_some() {

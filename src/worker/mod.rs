@@ -23,7 +23,7 @@ use std::io as std_io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -232,6 +232,15 @@ fn connections_max() -> usize {
 
 /// Whether this process is a worker that was told to leave.
 static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Connections of this process, as of the I/O thread's last turn.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// Connections that this process, a worker, has open. For any thread.
+#[must_use]
+pub fn connections() -> usize {
+    CONNECTIONS.load(Ordering::Relaxed)
+}
 
 /// Whether this process is a worker that was told to leave. For any thread.
 #[must_use]

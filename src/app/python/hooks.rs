@@ -319,6 +319,7 @@ impl RequestHooks {
                 input.clone(),
                 request.head().keep_alive.into_pyobject(py)?.to_owned().into_any(),
                 proxy_information(py, request)?,
+                request.number.into_pyobject(py)?.into_any(),
             ],
         )?;
         self.request.bind(py).call1(arguments)

@@ -72,7 +72,7 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
         Err(error) => return report(&StartError::new(Exit::Start, format!("cannot ask Python: {error}"))),
     };
     let start = Start { launch, argv, program };
-    let settings = match start.load(py) {
+    let mut settings = match start.load(py) {
         Ok(Loaded::Run(settings)) => *settings,
         Ok(Loaded::Print { text, code }) => {
             // A reader that has gone away wants no more.
@@ -81,6 +81,9 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
         }
         Err(error) => return report(&error),
     };
+    // What an application left in its environ only Python knows.
+    settings.python_log |=
+        settings.accesslog != observe::LogTarget::Off && settings.access_log_format.names_environ();
     if let Err(error) = host::prepare(py, &settings, &start.launch) {
         return report(&error);
     }
@@ -185,6 +188,12 @@ fn is_leaving() -> bool {
     worker::is_leaving()
 }
 
+/// Connections that this process, a worker, has open.
+#[pyfunction]
+fn connections() -> usize {
+    worker::connections()
+}
+
 /// Requests that this process has begun to answer.
 #[pyfunction]
 fn requests() -> u64 {
@@ -248,6 +257,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
     module.add_function(wrap_pyfunction!(flush_log, module)?)?;
+    module.add_function(wrap_pyfunction!(connections, module)?)?;
     module.add_function(wrap_pyfunction!(is_leaving, module)?)?;
     module.add_function(wrap_pyfunction!(requests, module)?)?;
     module.add_function(wrap_pyfunction!(default_settings, module)?)?;

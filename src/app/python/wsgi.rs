@@ -27,7 +27,7 @@ use super::stacks::Stacks;
 use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
-use crate::http::{EARLY_HINTS, Version, hint};
+use crate::http::{EARLY_HINTS, Version, hint, percent_decode};
 use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
@@ -924,25 +924,6 @@ fn server_from_host(environ: &Bound<'_, PyDict>, request: &Request) -> PyResult<
     };
     environ.set_item(intern!(py, "SERVER_NAME"), latin1(py, name))?;
     environ.set_item(intern!(py, "SERVER_PORT"), latin1(py, port))
-}
-
-/// Decodes `%41`; what is not two hexadecimal digits stays as it is.
-fn percent_decode(path: &[u8]) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let mut out = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let [first, after @ ..] = rest {
-        if let (b'%', [high, low, tail @ ..]) = (first, after)
-            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
-        {
-            out.push(high << 4 | low);
-            rest = tail;
-        } else {
-            out.push(*first);
-            rest = after;
-        }
-    }
-    out
 }
 
 /// The traceback of an exception, as Python prints it.
