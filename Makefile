@@ -29,7 +29,7 @@ example := examples/django
 python_id := $(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:3], sys.base_prefix)' 2>/dev/null)
 wheel_sources := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: help demo test check lint rust-test loadtest loadtest-test compare pytest wheel pythons clean FORCE
+.PHONY: help demo test check lint rust-test bench-test loadtest loadtest-test compare pytest wheel pythons clean FORCE
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -92,17 +92,23 @@ check: lint
 lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --features simulation --bench request --bench instructions -- -D warnings
 	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python,tower -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps --features tower
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
-	cargo clippy --locked --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
+	cargo clippy --all-targets --manifest-path loadtest/Cargo.toml -- -D warnings
 
 rust-test:
-	cargo test --locked --features tower
+	cargo test --locked --features tower,top
 
-# The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies.
+# Every benchmark once, to see that it still runs.
+bench-test:
+	cargo test --locked --features simulation --bench request --bench instructions
+
+# The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies. Not --locked: its
+# lock has the server's dependencies for a bench, and whoever changes those shall not have to think of it.
 loadtest:
-	cargo build --release --locked --manifest-path loadtest/Cargo.toml
+	cargo build --release --manifest-path loadtest/Cargo.toml
 
 # All servers on this machine, into docs/. PEERS is a venv that `loadtest/compare --install` has made.
 PEERS ?= .venv-peers
@@ -111,7 +117,8 @@ compare: $(VENV)/.wheel loadtest
 	$(bin)/python loadtest/compare --peers $(PEERS) --wheel $(VENV)/wheels/*.whl --docs --marks $(COMPARE_ARGS)
 
 loadtest-test:
-	cargo test --locked --manifest-path loadtest/Cargo.toml
+	cargo test --manifest-path loadtest/Cargo.toml
+	cargo test --manifest-path loadtest/Cargo.toml --bench io_engines
 
 pytest: $(VENV)/.wheel $(VENV)/.tests
 	$(bin)/python -m pytest $(PYTEST_ARGS)
@@ -120,6 +127,7 @@ pytest: $(VENV)/.wheel $(VENV)/.tests
 test:
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory rust-test
+	$(MAKE) --no-print-directory bench-test
 	$(MAKE) --no-print-directory loadtest-test
 	$(MAKE) --no-print-directory pytest
 

@@ -75,7 +75,7 @@ def main() -> int:
     found: dict[str, list[float]] = {name: [] for name in GENERATORS}
     rates: dict[str, list[float]] = {name: [] for name in GENERATORS}
     with tempfile.TemporaryDirectory() as tmp:
-        place = Place(args.ringhorn.absolute().parent, Path(), Path(tmp), "0", "1")
+        place = Place(args.ringhorn.absolute().parent, Path(), Path(), Path(tmp), "0", "1")
         server = Server("ringhorn", KINDS["ringhorn"], free_ports(1)[0])
         server.start("work:app", place, "/fast")
         if server.missing:

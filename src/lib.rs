@@ -82,7 +82,7 @@
 //! | [`native`] | serving Rust: [`Server`] |
 //! | [`app`] | what an application sees: requests, replies; `app::python` is the WSGI bridge |
 //! | [`observe`] | access log, error log |
-//! | [`ctl`] | the operator's command `ringhorn ctl` |
+//! | [`ctl`] | the operator's commands: `ringhorn ctl`, `ringhorn top` |
 //! | [`sys`] | the system calls that have no safe wrapper elsewhere |
 
 pub mod app;

@@ -40,7 +40,7 @@ from load import Generator, Ours, Wrk, find_ours  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Of a round, unless told otherwise.
-SECONDS = 0.8
+SECONDS = 0.6
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="venv with all servers")
     parser.add_argument("--install", action="store_true", help="make that venv, and leave")
     parser.add_argument("--wheel", type=Path, help="install this wheel of Ringhorn there first")
-    parser.add_argument("--native", type=Path, help="program of a native service [target/release/ringhorn-demo]")
+    parser.add_argument("--native", type=Path, help="folder of ringhorn-demo [target/release]")
+    parser.add_argument("--native-peers", type=Path, help="folder of its peers [loadtest/native-peers/target/release]")
     parser.add_argument("--generator", help="ours, wrk, or the path of ours", default="ours")
     parser.add_argument("--server-cpu", default="0")
     parser.add_argument("--load-cpu", default="1")
@@ -109,6 +110,11 @@ def install(venv: Path) -> int:
     return 0
 
 
+def built(workspace: Path) -> Path:
+    """Where cargo puts what is built in a workspace."""
+    return Path(os.environ.get("CARGO_TARGET_DIR") or workspace / "target") / "release"
+
+
 def generator(args: argparse.Namespace) -> tuple[Generator, Generator]:
     """The one asked for, and ours for what that one cannot do."""
     own = find_ours(ROOT, os.environ.get("CARGO_TARGET_DIR"))
@@ -148,7 +154,8 @@ def run_all(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="compare-") as tmp:
         place = Place(
             bin=args.peers / "bin",
-            native=args.native or ROOT / "target" / "release" / "ringhorn-demo",
+            native=args.native or built(ROOT),
+            native_peers=args.native_peers or built(ROOT / "loadtest" / "native-peers"),
             tmp=Path(tmp),
             server_cpu=args.server_cpu,
             load_cpu=args.load_cpu,

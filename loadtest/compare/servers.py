@@ -98,7 +98,12 @@ KINDS = {
         "gunicorn",
     ),
     "nginx": Kind("nginx, return 200", "nginx -c {tmp}/nginx-{port}.conf"),
-    "ringhorn-native": Kind("Ringhorn, native service", "{native} -b 127.0.0.1:{port} -w 1"),
+    "floor": Kind("epoll, recv and send, no parsing", "{floor} 127.0.0.1:{port}"),
+    "ringhorn-native": Kind("Ringhorn, native service", "{native}/ringhorn-demo -b 127.0.0.1:{port} -w 1"),
+    "ringhorn-axum": Kind("axum on Ringhorn", "{native_peers}/peer-ringhorn-axum --bind 127.0.0.1:{port} --workers 1"),
+    "axum": Kind("axum on hyper and tokio", "{native_peers}/peer-axum 127.0.0.1:{port}"),
+    "ntex": Kind("ntex", "{native_peers}/peer-ntex 127.0.0.1:{port}"),
+    "may": Kind("may_minihttp", "{native_peers}/peer-may 127.0.0.1:{port}"),
 }
 
 NGINX = """daemon off; master_process off; pid {tmp}/nginx-{port}.pid; error_log {tmp}/nginx-{port}.log;
@@ -114,7 +119,9 @@ class Place:
     """Where things are found and run."""
 
     bin: Path
+    # What cargo built of this project, and the native peers.
     native: Path
+    native_peers: Path
     tmp: Path
     server_cpu: str
     load_cpu: str
@@ -151,6 +158,8 @@ class Server:
                 tmp=place.tmp,
                 uwsgi=uwsgi,
                 native=place.native,
+                native_peers=place.native_peers,
+                floor=next(iter(benches(place.native)), place.native / "floor"),
             )
         )
         program = words[0] if "/" in words[0] else shutil.which(words[0])
@@ -204,6 +213,12 @@ class Server:
 
     def cpu_seconds(self) -> float:
         return sum(map(cpu_seconds, tree(self.process.pid)))
+
+
+def benches(native: Path) -> list[Path]:
+    """The programs of the bench `floor`, the newest first: cargo puts a hash behind the name."""
+    found = [file for file in native.glob("deps/floor-*") if not file.suffix]
+    return sorted(found, key=lambda file: -file.stat().st_mtime)
 
 
 def free_ports(count: int) -> list[int]:

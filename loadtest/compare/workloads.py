@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 OURS = ["ringhorn", "ringhorn-epoll"]
 INLINE = ["bjoern", "fastwsgi", "fastpysgi"]
+NATIVE = ["ntex", "may", "axum"]
 PEERS = [*INLINE, "granian", "uwsgi", "gthread", "sync", "waitress"]
 
 
@@ -124,7 +125,20 @@ WORKLOADS = {
         "Without Python: 13 bytes, 64 keep-alive connections",
         "hello:app",
         Load("/plaintext"),
-        ["ringhorn-native", "nginx"],
+        ["ringhorn-native", "floor", "nginx", "ringhorn-axum", *NATIVE],
+    ),
+    "native-512": Workload(
+        "Without Python: 13 bytes, 512 keep-alive connections",
+        "hello:app",
+        Load("/plaintext", ("-c", "512")),
+        ["ringhorn-native", "floor", "nginx", "ringhorn-axum", *NATIVE],
+    ),
+    "native-pipelined": Workload(
+        "Without Python: 13 bytes, 16 requests in flight on each of 64 connections",
+        "hello:app",
+        Load("/plaintext", ("-c", "64", "--pipeline", "16")),
+        ["ringhorn-native", "nginx", "ringhorn-axum", *NATIVE],
+        wrk=False,
     ),
 }
 
@@ -171,6 +185,14 @@ MARKS = [
     ratio("latency", 1.0, PEERS, "p50"),
     ratio("latency", 1.0, PEERS, "p99"),
     ratio("workers", 1.9, ["ringhorn"], "rps", server="ringhorn-2-workers", at_most=False),
+    *(
+        ratio(workload, limit, [other], server="ringhorn-native")
+        for workload in ("native", "native-512")
+        for limit, other in ((1.08, "floor"), (0.92, "nginx"))
+    ),
+    ratio("native-pipelined", 0.1, ["nginx"], server="ringhorn-native"),
+    ratio("native-pipelined", 1.0, NATIVE, server="ringhorn-native"),
+    ratio("native", 0.9, ["axum"], server="ringhorn-axum"),
     ratio("hello", 1.0, ["sync"], "pss"),
     ratio("hello", 1.0, ["sync"], "rss"),
     ratio("django", 1.0, ["sync"], "pss"),

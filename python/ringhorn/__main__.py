@@ -15,7 +15,7 @@ def main() -> int:
 
 
 def operate(argv: list[str]) -> int:
-    """Run ``ringhorn ctl``."""
+    """Run ``ringhorn ctl`` or ``ringhorn top``."""
     # Built in, and therefore quick to import. An interrupt is to end the command, also while it waits for
     # the server: there is no Python code that could notice it.
     import _signal

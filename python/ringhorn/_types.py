@@ -61,6 +61,11 @@ class Settings(TypedDict, total=False):
     permit_unconventional_http_method: bool
     permit_unconventional_http_version: bool
     casefold_http_method: bool
+    # Metrics and health
+    metrics_bind: str
+    health_path: str
+    ready_path: str
+    request_id_header: str
     # Logs
     accesslog: str
     access_log_format: str

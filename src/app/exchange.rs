@@ -174,6 +174,7 @@ impl Exchange {
     /// Forgets the request, keeps the buffers (within [`EXCHANGE_KEEP_BYTES`]).
     pub fn clear(&mut self) {
         self.request.link = None;
+        self.request.taken_ns = 0;
         self.request.body = Body::Empty;
         self.request.bytes.clear();
         self.request.bytes.shrink_to(EXCHANGE_KEEP_BYTES);

@@ -74,6 +74,8 @@ pub struct Reply {
     failed: Option<(u16, u64)>,
     /// Bytes that the socket took on the runner's thread.
     sent_bytes: u64,
+    /// A field that the answer has unless the application sets it: its name and value; empty for none.
+    echo: (Vec<u8>, Vec<u8>),
 }
 
 impl Reply {
@@ -88,7 +90,18 @@ impl Reply {
         self.finished = false;
         self.failed = None;
         self.sent_bytes = 0;
+        self.echo.0.clear();
+        self.echo.1.clear();
         self.out.clear();
+    }
+
+    /// Lets the answer have this field, unless the application sets one of the name. For a request just begun.
+    pub(crate) fn echo(&mut self, name: &[u8], value: &[u8]) {
+        let echo = &mut self.echo;
+        echo.0.clear();
+        echo.1.clear();
+        echo.0.extend_from_slice(name);
+        echo.1.extend_from_slice(value);
     }
 
     pub(super) fn clear(&mut self) {
@@ -213,6 +226,11 @@ impl Reply {
                 self.encoder.force_close();
             }
             self.link().withdraw_continue();
+            let (name, value) = &self.echo;
+            if !name.is_empty() && self.encoder.field(&name.to_ascii_lowercase()).is_none() {
+                // It was a field of the request, so it can be one of the answer.
+                let _ = self.encoder.header(name, value);
+            }
             // Refused only without a status, of which `finish` and the application's side take care.
             let _ = self.encoder.begin(&mut self.out, self.date.now(), total);
         }
@@ -342,6 +360,13 @@ impl Reply {
             self.out.clear();
             self.link().withdraw_continue();
             error_page(status, message, self.is_head, self.date.now(), &mut self.out);
+            let (name, value) = &self.echo;
+            if !name.is_empty()
+                && let Some(line) = self.out.windows(2).position(|end| end == b"\r\n")
+            {
+                let field = [name, &b": "[..], value, b"\r\n"].concat();
+                self.out.splice(line + 2..line + 2, field);
+            }
             self.failed = Some((status, body_bytes(&self.out)));
             self.end = Some(End::Close);
             if !self.gone {

@@ -76,7 +76,8 @@ fn command() -> Command {
         .override_usage("ringhorn [OPTIONS] [APP]")
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}")
         .after_help(
-            "`ringhorn ctl` asks a running server and tells it what to do; it has a --help of its own.\n\n\
+            "`ringhorn ctl` asks a running server and tells it what to do; `ringhorn top` watches it. Each has\n\
+             a --help of its own. (An application called so: `ringhorn -- top`.)\n\n\
              Other options of gunicorn are known too; one that has no effect says so when it is used.\n\
              Every setting, also those for the config file only, is in docs/settings.md.",
         )

@@ -242,6 +242,8 @@ pub struct Settings {
     pub loglevel: Level,
     /// Send standard output and error to the error log's file.
     pub capture_output: bool,
+    /// The header that every request and its answer have, with an id of the request: `X-Request-ID`.
+    pub request_id_header: Option<String>,
     /// Where Prometheus finds the metrics.
     pub metrics_bind: Option<Bind>,
     /// The path that tells whether a worker lives; it begins with a slash.
@@ -834,6 +836,7 @@ fn build(
         loglevel: loglevel(&values, &mut notices),
         capture_output: values.on("capture_output"),
         python_log: python_log(&values),
+        request_id_header: request_id_header(&values)?,
         metrics_bind: metrics_bind(&values)?,
         health_path: own_path(&values, "health_path")?,
         ready_path: ready_path(&values)?,
@@ -882,6 +885,21 @@ fn binds(values: &Values) -> Result<Vec<Bind>, StartError> {
                 .map_err(|hint| values.error("bind", format!("invalid bind {text:?}")).hint(hint))
         })
         .collect()
+}
+
+fn request_id_header(values: &Values) -> Result<Option<String>, StartError> {
+    let Some(name) = values.text("request_id_header").filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    // Without an underscore, which `header_map` is about.
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let taken = ["host", "content-length", "transfer-encoding", "connection"];
+    if !plain || name.len() > 64 || taken.contains(&&*name.to_ascii_lowercase()) {
+        return Err(values
+            .error("request_id_header", format!("invalid request_id_header {name:?}"))
+            .hint("write the name of a header, as X-Request-ID"));
+    }
+    Ok(Some(name))
 }
 
 fn metrics_bind(values: &Values) -> Result<Option<Bind>, StartError> {
@@ -996,7 +1014,23 @@ fn python_log(values: &Values) -> bool {
 
 fn access_log_format(values: &Values) -> Result<AccessFormat, StartError> {
     let text = values.text("access_log_format").unwrap_or_default();
-    AccessFormat::parse(&text).map_err(|error| {
+    if text == "json" && python_log(values) {
+        return Err(values
+            .error(
+                "access_log_format",
+                "access_log_format json is written by the server's own log only".to_owned(),
+            )
+            .hint(
+                "leave out logger_class, logconfig and syslog, or give Python's logging a JSON formatter",
+            ));
+    }
+    let format = AccessFormat::parse(&text).map(|mut format| {
+        if let Some(name) = values.text("request_id_header") {
+            format.set_request_id_header(&name);
+        }
+        format
+    });
+    format.map_err(|error| {
         values
             .error("access_log_format", format!("invalid access_log_format: {error}"))
             .hint("atoms are written %(h)s, a percent sign is written %%")

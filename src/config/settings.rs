@@ -675,7 +675,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--access-logformat"],
         Text,
         text(r#"%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s""#),
-        "Format of that line, with gunicorn's atoms",
+        "Format of that line, with gunicorn's atoms; or json",
     )
     .computed("combined"),
     setting(
@@ -752,9 +752,16 @@ pub static SETTINGS: &[Setting] = &[
     .start()
     .rare(),
     // Process
-    setting(Process, "control_socket", &["--control-socket"], Path, UNSET, "Unix socket for `ringhorn ctl`")
-        .computed("`ringhorn.ctl` in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR` or, for root, `/run`")
-        .rare(),
+    setting(
+        Process,
+        "control_socket",
+        &["--control-socket"],
+        Path,
+        UNSET,
+        "Unix socket for `ringhorn ctl` and `ringhorn top`",
+    )
+    .computed("`ringhorn.ctl` in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR` or, for root, `/run`")
+    .rare(),
     setting(
         Process,
         "control_socket_mode",
@@ -875,6 +882,15 @@ pub static SETTINGS: &[Setting] = &[
         int(2),
         "Seconds for a client to take the last bytes at a close",
     ),
+    setting(
+        Ringhorn,
+        "request_id_header",
+        &["--request-id-header"],
+        Text,
+        UNSET,
+        "Header with each request's id, made if missing",
+    )
+    .computed("none"),
     setting(
         Ringhorn,
         "metrics_bind",

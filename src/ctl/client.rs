@@ -38,6 +38,14 @@ impl Client {
         }
     }
 
+    /// Connects to whoever has the socket's name now.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn again(&self) -> Result<Self, StartError> {
+        Self::connect(&self.path)
+    }
+
     /// Sends a command and waits for what the server says.
     ///
     /// # Errors
@@ -91,17 +99,20 @@ fn unreachable(path: &Path, error: &io::Error) -> StartError {
     })
 }
 
-/// The one server that can be found.
+/// The one server that can be found: in the first of the directories where one listens.
 ///
 /// # Errors
 /// There is none, or there are several.
 pub(super) fn find() -> Result<PathBuf, StartError> {
-    let directories = directories(&|name| std::env::var_os(name).map(PathBuf::from));
-    let found: Vec<(PathBuf, i32)> = directories
-        .iter()
-        .flat_map(|directory| sockets_in(directory))
-        .filter_map(|path| listener_of(&path).map(|pid| (path, pid)))
-        .collect();
+    find_in(&directories(&|name| std::env::var_os(name).map(PathBuf::from)))
+}
+
+fn find_in(directories: &[PathBuf]) -> Result<PathBuf, StartError> {
+    let listening = |directory: &PathBuf| -> Vec<(PathBuf, i32)> {
+        let sockets = sockets_in(directory).into_iter();
+        sockets.filter_map(|path| listener_of(&path).map(|pid| (path, pid))).collect()
+    };
+    let found = directories.iter().map(listening).find(|found| !found.is_empty()).unwrap_or_default();
     match &found[..] {
         [(path, _)] => Ok(path.clone()),
         [] => {
@@ -189,7 +200,28 @@ fn listening(names: &str, inodes: &[String]) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn a_server_is_found_in_the_first_directory_that_has_one() {
+        let directories = [0; 3].map(|_| tempfile::tempdir().unwrap());
+        let paths = directories.each_ref().map(|directory| directory.path().to_owned());
+        let error = find_in(&paths).unwrap_err().to_string();
+        assert!(error.contains("no running server") && error.contains("--socket"), "{error}");
+        let second = paths[1].join("ringhorn.ctl");
+        let third = paths[2].join("ringhorn.ctl");
+        let _listeners = [&second, &third].map(|path| UnixListener::bind(path).unwrap());
+        // Of a server that was killed: nobody answers.
+        drop(UnixListener::bind(paths[0].join("ringhorn.ctl")).unwrap());
+        assert_eq!(find_in(&paths).unwrap(), second);
+        let _other = UnixListener::bind(paths[1].join("ringhorn-7.ctl")).unwrap();
+        let error = find_in(&paths).unwrap_err().to_string();
+        assert!(error.contains("2 servers") && error.contains("ringhorn-7.ctl"), "{error}");
+    }
 
     #[test]
     fn only_sockets_of_the_process_that_listen_and_have_a_file_are_candidates() {

@@ -1,11 +1,13 @@
-//! The operator's side of the control socket: the command `ringhorn ctl`.
+//! The operator's side of the control socket: the commands `ringhorn ctl` and `ringhorn top`.
 //!
-//! It runs in a process of its own and knows of a server only what its socket answers
-//! ([`crate::master::control`]). Its exit codes: 0, 1 when there is no server or it refuses, 2 when the
+//! They run in a process of their own and know of a server only what its socket answers
+//! ([`crate::master::control`]). Their exit codes: 0, 1 when there is no server or it refuses, 2 when the
 //! command line cannot be understood.
 
 mod client;
 mod table;
+#[cfg(feature = "top")]
+mod top;
 
 use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Write};
@@ -23,13 +25,20 @@ use crate::error::{Exit, StartError};
 const RELOAD_LOOK: Duration = Duration::from_millis(100);
 
 /// The names of the commands: what stands in the place of the application.
-pub const COMMANDS: [&str; 1] = ["ctl"];
+pub const COMMANDS: [&str; 2] = ["ctl", "top"];
 
 /// Runs one of [`COMMANDS`] with its arguments; the first of which is its name. Returns the exit code.
 #[must_use]
 pub fn main(args: &[OsString]) -> i32 {
     let result = match args.split_first() {
         Some((name, rest)) if name == "ctl" => control(rest),
+        #[cfg(feature = "top")]
+        Some((name, rest)) if name == "top" => top::run(rest),
+        #[cfg(not(feature = "top"))]
+        Some((name, _)) if name == "top" => {
+            Err(StartError::new(Exit::Start, "this program was built without the live screen")
+                .hint("`ctl show workers` shows the numbers once"))
+        }
         _ => Err(StartError::new(Exit::Usage, "there is no such command").hint("`ringhorn ctl --help`")),
     };
     match result {
@@ -88,7 +97,7 @@ fn control_command() -> Command {
         ])
         .after_help(
             "Commands:\n  \
-             show workers | stats | listeners | settings | config | all\n  \
+             show workers | stats | listeners | settings | config | load | all\n  \
              scale N | scale +N | scale -N     have N workers, N more, N less\n  \
              retire SLOT                       replace the worker of a slot, without a gap\n  \
              worker add [N] | remove [N] | kill PID\n  \

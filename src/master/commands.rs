@@ -15,9 +15,10 @@ use crate::sys::signal::Signal;
 use crate::sys::usage::Usage;
 
 /// Every command with what it does, in the order of the help.
-const COMMANDS: [(&str, &str); 19] = [
+const COMMANDS: [(&str, &str); 20] = [
     ("show all", "Everything there is about the processes, in one answer"),
     ("show workers", "The workers: state, requests, connections, CPU, memory"),
+    ("show load", "The workers and what they count while somebody looks, for programs"),
     ("show stats", "The server: uptime, workers, reloads, requests"),
     ("show listeners", "Where the server listens"),
     ("show settings", "Every setting with its value and its source"),
@@ -108,6 +109,12 @@ impl Master<'_> {
                 let workers = self.show_workers();
                 Ok(json!({ "count": workers.len(), "workers": workers, "now": seconds(monotonic_ms()) }))
             }
+            ["show", "load"] => Ok(json!({
+                "now": seconds(monotonic_ms()),
+                "stats": self.show_stats(),
+                "listeners": self.show_listeners()["listeners"],
+                "web_workers": self.show_workers(),
+            })),
             ["show", "stats"] => Ok(self.show_stats()),
             ["show", "listeners"] => Ok(self.show_listeners()),
             ["show", "settings"] => {

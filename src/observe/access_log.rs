@@ -33,6 +33,10 @@ pub trait AccessRecord {
     fn body_bytes(&self) -> Option<u64>;
     /// Time from the end of the request's head to the end of the response.
     fn duration(&self) -> Duration;
+    /// How much of it the request waited for a runner, and how much the application had it; `None` when it had none.
+    fn parts(&self) -> Option<(Duration, Duration)> {
+        None
+    }
     /// A request header by its name in lower case; the last one where it is repeated.
     fn request_header(&self, name: &[u8]) -> Option<&[u8]>;
     /// A header that the application gave, by its name in lower case.
@@ -48,6 +52,8 @@ pub trait AccessRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessFormat {
     parts: Vec<Part>,
+    /// For JSON: the name of the header with the request's id, in lower case.
+    json: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,12 +122,15 @@ impl AccessFormat {
     }
 
     /// Compiles a format in the language of Python's `%` operator. Unknown atoms give `-`, as in
-    /// gunicorn.
+    /// gunicorn. The word `json` alone is a JSON object with everything.
     ///
     /// # Errors
     /// A `%` that starts nothing; a conversion other than `s`, `d`, `i`, `u`; a number's conversion
     /// of an atom that is text. gunicorn logs a traceback for each request then.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
+        if text == "json" {
+            return Ok(Self { parts: Vec::new(), json: Some(b"x-request-id".to_vec()) });
+        }
         let mut parts = Vec::new();
         let mut literal = Vec::new();
         let mut at = 0;
@@ -145,12 +154,24 @@ impl AccessFormat {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal));
         }
-        Ok(Self { parts })
+        Ok(Self { parts, json: None })
+    }
+
+    /// Says which request header has the request's id, for JSON.
+    pub fn set_request_id_header(&mut self, name: &str) {
+        if let Some(json) = &mut self.json {
+            *json = name.to_ascii_lowercase().into_bytes();
+        }
     }
 
     /// Appends the line for `record`, with its line end.
     pub fn format(&self, record: &dyn AccessRecord, out: &mut Vec<u8>) {
         let start = out.len();
+        if let Some(request_id) = &self.json {
+            append_json(record, request_id, out);
+            out.push(b'\n');
+            return;
+        }
         for part in &self.parts {
             match part {
                 Part::Literal(literal) => out.extend_from_slice(literal),
@@ -368,6 +389,102 @@ impl Atom {
             Self::Environ(name) => append_or_dash(out, record.environ(name)),
         }
     }
+}
+
+/// Bytes of one escaped text in a JSON line. All texts of a line together stay below [`LOG_LINE_BYTES_MAX`], so that
+/// no line has to be cut: it would be no JSON any more.
+const JSON_TEXT_BYTES_MAX: usize = 5 * 1024;
+const JSON_TEXTS: usize = 12;
+const _: () = assert!(JSON_TEXTS * JSON_TEXT_BYTES_MAX + 1024 < LOG_LINE_BYTES_MAX);
+
+/// One JSON object. Names and numbers are ours and need no escaping; what a client chose is escaped as in every
+/// format, and those escapes are JSON's.
+fn append_json(record: &dyn AccessRecord, request_id: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"time\":\"");
+    append_rfc3339(out, clock::unix_millis());
+    out.push(b'"');
+    let present = |value: &[u8]| !value.is_empty();
+    json_text(out, "remote_addr", Some(record.remote_addr()).filter(|addr| present(addr)));
+    out.extend_from_slice(b",\"user\":");
+    let user = out.len() + 1;
+    out.push(b'"');
+    append_user(out, record.request_header(b"authorization"));
+    if &out[user..] == b"-" {
+        out.truncate(user - 1);
+        out.extend_from_slice(b"null");
+    } else {
+        out.push(b'"');
+    }
+    json_text(out, "method", Some(record.method()));
+    json_text(out, "target", Some(record.target()));
+    json_text(out, "path", Some(&record.path()));
+    json_text(out, "query", Some(record.query()));
+    json_text(out, "protocol", Some(record.protocol()));
+    json_number(out, "status", Some(u64::from(record.status())));
+    json_number(out, "body_bytes", record.body_bytes());
+    json_number(out, "duration_us", Some(whole(record.duration().as_micros())));
+    let parts = record.parts();
+    json_number(out, "queue_us", parts.map(|(queue, _)| whole(queue.as_micros())));
+    json_number(out, "application_us", parts.map(|(_, application)| whole(application.as_micros())));
+    json_text(out, "host", record.request_header(b"host"));
+    json_text(out, "referer", record.request_header(b"referer"));
+    json_text(out, "user_agent", record.request_header(b"user-agent"));
+    json_text(out, "request_id", record.request_header(request_id));
+    json_text(out, "traceparent", record.request_header(b"traceparent"));
+    json_number(out, "pid", Some(u64::from(std::process::id())));
+    out.push(b'}');
+}
+
+fn json_name(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn json_text(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
+    json_name(out, name);
+    let Some(value) = value else { return out.extend_from_slice(b"null") };
+    out.push(b'"');
+    let start = out.len();
+    // Longer ones are cut in any case, and need not be escaped first.
+    append_escaped(out, &value[..value.len().min(JSON_TEXT_BYTES_MAX)]);
+    if out.len() - start > JSON_TEXT_BYTES_MAX {
+        let mut keep = 0;
+        for length in chars(&out[start..]) {
+            if keep + length > JSON_TEXT_BYTES_MAX {
+                break;
+            }
+            keep += length;
+        }
+        out.truncate(start + keep);
+    }
+    out.push(b'"');
+}
+
+fn json_number(out: &mut Vec<u8>, name: &str, value: Option<u64>) {
+    json_name(out, name);
+    match value {
+        Some(number) => append_number(out, number),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// `2026-11-22T11:00:00.123Z`.
+fn append_rfc3339(out: &mut Vec<u8>, unix_ms: u64) {
+    thread_local! {
+        static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+    }
+    SECOND.with_borrow_mut(|(second, text)| {
+        if *second != unix_ms / 1000 {
+            *second = unix_ms / 1000;
+            *text = clock::rfc3339_utc(*second);
+        }
+        out.extend_from_slice(text.as_bytes());
+    });
+    let millis = unix_ms % 1000;
+    out.push(b'.');
+    out.extend([millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8));
+    out.push(b'Z');
 }
 
 fn whole(number: u128) -> u64 {
@@ -723,6 +840,48 @@ mod tests {
         }
     }
 
+    fn json(sample: &Sample) -> serde_json::Value {
+        let text = line("json", sample);
+        assert!(text.len() < LOG_LINE_BYTES_MAX && !text.contains('\n'), "{text}");
+        serde_json::from_str(&text).expect(&text)
+    }
+
+    #[test]
+    fn json_has_everything_under_readable_names() {
+        let mut sample = Sample::default();
+        sample.headers.push((b"authorization".to_vec(), b"Basic YWxpY2U6c2VjcmV0".to_vec()));
+        sample.headers.push((b"x-request-id".to_vec(), b"7f3a".to_vec()));
+        let object = json(&sample);
+        assert_eq!(object["remote_addr"], "10.0.0.7");
+        assert_eq!(object["user"], "alice");
+        assert_eq!(object["target"], "/a%20b?x=1");
+        assert_eq!(object["referer"], "http://x/\"q\"");
+        assert_eq!(object["duration_us"], 3_004_005);
+        assert_eq!(object["request_id"], "7f3a");
+        assert_eq!(object["traceparent"], serde_json::Value::Null);
+        assert_eq!(object["queue_us"], serde_json::Value::Null);
+        let time = object["time"].as_str().unwrap();
+        assert!(time.len() == 24 && time.ends_with('Z') && time.starts_with("20"), "{time}");
+        assert_eq!(json(&Sample::default())["user"], serde_json::Value::Null);
+        assert_eq!(
+            json(&Sample { remote_addr: Vec::new(), ..Sample::default() })["remote_addr"],
+            serde_json::Value::Null
+        );
+    }
+
+    /// Nothing that a client sends makes a line that is no JSON, or two.
+    #[test]
+    fn json_stays_json_however_long_its_texts_are() {
+        for piece in
+            [&b"a"[..], b"\"", b"\\", b"\x01", b"\xff", "\u{1f600}".as_bytes(), "\u{2028}".as_bytes()]
+        {
+            let long = piece.repeat(100_000);
+            let headers = ["referer", "user-agent", "host", "x-request-id", "traceparent"];
+            let headers = headers.map(|name| (name.as_bytes().to_vec(), long.clone())).to_vec();
+            json(&Sample { target: long.clone(), path: long, headers, ..Sample::default() });
+        }
+    }
+
     #[test]
     fn a_long_line_is_cut() {
         let sample = Sample { target: vec![b'a'; 2 * LOG_LINE_BYTES_MAX], ..Sample::default() };
@@ -746,6 +905,23 @@ mod tests {
                 }
             }
             prop_assert_eq!(quotes, 4);
+        }
+
+        #[test]
+        fn any_bytes_make_json(
+            target in prop::collection::vec(any::<u8>(), 0..80),
+            agent in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let headers = vec![(b"user-agent".to_vec(), agent.clone())];
+            let object = json(&Sample { target: target.clone(), headers, ..Sample::default() });
+            // Text comes back as it was; a byte that is no text as the character of that number.
+            for (name, bytes) in [("target", target), ("user_agent", agent)] {
+                let wanted: String = bytes
+                    .utf8_chunks()
+                    .flat_map(|chunk| chunk.valid().chars().chain(chunk.invalid().iter().map(|byte| char::from(*byte))))
+                    .collect();
+                prop_assert_eq!(object[name].as_str(), Some(&*wanted));
+            }
         }
 
         #[test]

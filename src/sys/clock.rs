@@ -83,6 +83,29 @@ pub fn unix_now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// Milliseconds since 1970-01-01 00:00:00 UTC.
+#[must_use]
+pub fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `2026-11-22T07:59:29` in UTC, `unix` seconds after 1970. Source: RFC 3339, without the offset.
+#[must_use]
+pub fn rfc3339_utc(unix: u64) -> String {
+    let (days, second) = (unix / 86_400, unix % 86_400);
+    // Years of 365.2425 days that begin in March: the leap day comes last, and months follow a pattern of five.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60)
+}
+
 /// The moment `unix` seconds after 1970 in the machine's time zone.
 ///
 /// # Source
@@ -184,6 +207,21 @@ mod tests {
         assert_eq!(minutes.rem_euclid(24 * 60), unix.rem_euclid(86_400) / 60);
         assert_eq!(i64::from(time.second), unix % 60);
         assert_eq!((time.year, time.month), (2026, 11));
+    }
+
+    #[test]
+    fn utc_knows_leap_years() {
+        for (unix, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (951_868_800, "2000-03-01T00:00:00"),
+            (1_709_251_199, "2024-02-29T23:59:59"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (1_795_333_169, "2026-11-22T07:39:29"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            assert_eq!(rfc3339_utc(unix), text);
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl AccessLog {
     pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
         let received = exchange.request.received_ns;
         let duration = Duration::from_nanos(now_ns.saturating_sub(received));
-        self.write(&View { exchange, duration, mount: &self.mount });
+        self.write(&View { exchange, now_ns, duration, mount: &self.mount });
     }
 
     fn write(&self, view: &impl AccessRecord) {
@@ -108,6 +108,7 @@ fn decoded(path: &[u8]) -> Cow<'_, [u8]> {
 
 struct View<'a> {
     exchange: &'a Exchange,
+    now_ns: u64,
     mount: &'a [u8],
     duration: Duration,
 }
@@ -155,6 +156,16 @@ impl AccessRecord for View<'_> {
 
     fn duration(&self) -> Duration {
         self.duration
+    }
+
+    fn parts(&self) -> Option<(Duration, Duration)> {
+        let request = &self.exchange.request;
+        // A request that was refused was taken by nobody.
+        (request.taken_ns > 0).then(|| {
+            let queue = request.taken_ns.saturating_sub(request.received_ns);
+            let application = self.now_ns.saturating_sub(request.taken_ns);
+            (Duration::from_nanos(queue), Duration::from_nanos(application))
+        })
     }
 
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {

@@ -17,6 +17,7 @@ use self::inline::Inline;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
 use super::pool::{Pool, Watch, Work};
+use super::request_id::RequestIds;
 use super::status::{Answer, Status};
 use super::table::Table;
 use super::{CONNECTIONS, Door, Notices, Rules, Stop};
@@ -102,6 +103,8 @@ pub(super) struct Io {
     status: Option<Status>,
     /// Where to count, if somebody asks for metrics.
     meter: Option<Meter>,
+    /// Gives requests their ids, if somebody wants them.
+    request_ids: Option<RequestIds>,
     /// Connections to the metrics address.
     observers: usize,
     /// Turns since no more of them are accepted, because the worker has nothing left to do.
@@ -182,6 +185,7 @@ impl Io {
             expired: Vec::new(),
             status: None,
             meter: None,
+            request_ids: None,
             observers: 0,
             unobserved_turns: None,
             observer_port,
@@ -195,6 +199,11 @@ impl Io {
     /// From now on answers what `status` says, and counts with `meter`.
     pub(super) fn observe(&mut self, status: Option<Status>, meter: Option<Meter>) {
         (self.status, self.meter) = (status, meter);
+    }
+
+    /// From now on gives every request an id.
+    pub(super) fn identify(&mut self, request_ids: Option<RequestIds>) {
+        self.request_ids = request_ids;
     }
 
     /// Arms accepting on every listener.
@@ -818,6 +827,9 @@ impl Io {
         let Some(conn) = self.conns.get(token) else { return };
         exchange.request.head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
+        if let Some(request_ids) = &mut self.request_ids {
+            request_ids.identify(&mut exchange);
+        }
         if self.rules.timed {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);

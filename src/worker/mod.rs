@@ -10,6 +10,7 @@ mod inline_tests;
 mod io;
 mod overdue;
 mod pool;
+mod request_id;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
@@ -37,6 +38,7 @@ pub(crate) use self::io::inline::Beside;
 use self::io::inline::Inline;
 use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
+use self::request_id::RequestIds;
 use self::status::Status;
 use crate::app::native::{Service, Tasks, Worker};
 use crate::app::{Application, Listener, Peer, Port, Runner};
@@ -500,6 +502,7 @@ fn serve(
         io.serve_with(inline);
     }
     io.observe(status, meter);
+    io.identify(context.settings.request_id_header.as_deref().map(RequestIds::new));
     // What was said until here is written; from here on nobody waits for that.
     observe::allow_thread();
     io.open();

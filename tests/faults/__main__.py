@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def main() -> int:
         default=os.environ.get("FAULTS_PEERS"),
         help="folder with the other servers' programs",
     )
+    parser.add_argument(
+        "--earlier", type=Path, action="append", default=[], help="JSON of an earlier run to join; repeatable"
+    )
     parser.add_argument("--json", type=Path, help="write all that was seen to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables of docs/reliability.md to this file")
     parser.add_argument(
@@ -57,15 +61,23 @@ def main() -> int:
     if "all" in servers:
         servers = list(KINDS)
 
-    kinds: list[Kind | NotOffered] = []
+    # Ended from outside, it takes its servers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    kinds: list[Kind] = []
     for name in servers:
-        for io in (options.io or IO_BACKENDS) if name == "ringhorn" else [None]:
+        for io in (options.io or IO_BACKENDS) if name.startswith("ringhorn") else [None]:
             try:
                 kinds.append(find(name, io, options.peers and Path(options.peers), options.command))
             except NotOffered as missing:
                 print(f"{name}: {missing}", file=sys.stderr)
     versions = {kind.label: version_of(kind) for kind in kinds}
     outcomes: list[Outcome] = []
+    labels = [kind.label for kind in kinds]
+    for path in options.earlier:
+        earlier = json.loads(path.read_text())
+        versions = earlier["versions"] | versions
+        outcomes += [Outcome.of_json(each) for each in earlier["outcomes"]]
+        labels += [label for label in earlier["versions"] if label not in labels]
     for name in options.scenario or SCENARIOS:
         for kind in kinds:
             outcome = run(name, kind, options.full)
@@ -73,7 +85,7 @@ def main() -> int:
             show(outcome, options.logs)
             # After each, so that an interrupted run leaves what it has.
             if options.markdown:
-                options.markdown.write_text(markdown(outcomes, [kind.label for kind in kinds]))
+                options.markdown.write_text(markdown(outcomes, labels))
             if options.json:
                 about = {"kernel": platform.release(), "cpus": os.cpu_count(), "full": options.full}
                 about["versions"] = versions
@@ -99,6 +111,7 @@ def show(outcome: Outcome, logs: bool) -> None:
 
 def markdown(outcomes: list[Outcome], servers: list[str]) -> str:
     """One row for each number, one column for each server; what was broken is listed below."""
+    # The latest counts.
     by_place = {(outcome.scenario, outcome.server): outcome for outcome in outcomes}
     rows = [["scenario", *servers], ["---"] * (len(servers) + 1)]
     broken = []

@@ -58,6 +58,11 @@ class Outcome:
     def as_json(self) -> dict:
         return asdict(self) | {"verdict": self.verdict}
 
+    @classmethod
+    def of_json(cls, value: dict) -> Outcome:
+        value = {name: each for name, each in value.items() if name != "verdict"}
+        return cls(**value | {"promises": [Promise(**promise) for promise in value["promises"]]})
+
 
 @dataclass
 class Scenario:
@@ -67,6 +72,8 @@ class Scenario:
     """The promises of docs/reliability.md that it is about."""
     network: bool
     """Whether the I/O backend matters."""
+    native: bool
+    """Whether it asks for nothing but what a native server has, too."""
 
     @property
     def title(self) -> str:
@@ -76,9 +83,11 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(number: str, network: bool = True) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+def scenario(
+    number: str, network: bool = True, native: bool = False
+) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
     def register(run: Callable[[Case], None]) -> Callable[[Case], None]:
-        SCENARIOS[run.__name__] = Scenario(run.__name__, run, number, network)
+        SCENARIOS[run.__name__] = Scenario(run.__name__, run, number, network, native)
         return run
 
     return register
@@ -158,6 +167,8 @@ def run(name: str, kind: Kind, full: bool) -> Outcome:
         case = Case(kind, full, outcome, Path(folder))
         with ended(case):
             try:
+                if kind.is_native and not SCENARIOS[name].native:
+                    raise NotOffered("it is about Python applications")
                 SCENARIOS[name].run(case)
             except Cut:
                 pass

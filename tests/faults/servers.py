@@ -22,8 +22,9 @@ from pathlib import Path
 from .clients import Answer, Connection, Lost, message, wait
 
 APPS = Path(__file__).resolve().parent / "apps"
+ROOT = APPS.parent.parent.parent
 
-KINDS = ("ringhorn", "gunicorn-sync", "gunicorn-gthread", "granian")
+KINDS = ("ringhorn", "ringhorn-demo", "gunicorn-sync", "gunicorn-gthread", "granian")
 
 # Seconds that a server may take to answer its first request.
 BOOT = 20.0
@@ -47,7 +48,12 @@ class Kind:
 
     @property
     def is_ringhorn(self) -> bool:
-        return self.name == "ringhorn"
+        return self.name.startswith("ringhorn")
+
+    @property
+    def is_native(self) -> bool:
+        """Serves no Python application, but has paths of its own for most of what one is asked for."""
+        return self.name == "ringhorn-demo"
 
     @property
     def is_gunicorn(self) -> bool:
@@ -63,7 +69,9 @@ class Kind:
         args = ["--bind", f"127.0.0.1:{port}"] if settings.bind else []
         args += ["--workers", str(settings.workers)]
         if self.is_ringhorn:
-            args += ["--io", self.io or "auto", "--threads", str(settings.threads)]
+            args += ["--io", self.io or "auto"]
+            if not self.is_native:
+                args += ["--threads", str(settings.threads)]
         else:
             args += ["--no-control-socket", "-k", self.name.removeprefix("gunicorn-")]
             if self.name == "gunicorn-gthread":
@@ -196,7 +204,9 @@ class Site:
             if before_exec:
                 before_exec()
 
-        command = [*kind.command, *kind.arguments(self.port, settings), "release:application"]
+        command = [*kind.command, *kind.arguments(self.port, settings)]
+        if not kind.is_native:
+            command.append("release:application")
         with self.log_path.open("ab") as out:
             self.process = subprocess.Popen(
                 command,
@@ -232,13 +242,12 @@ class Site:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "FAULTS_FOLDER": str(self.folder),
+            "RINGHORN_DEMO_STATIC": str(self.folder),
             **(extra or {}),
         }
 
     def _up(self) -> bool:
-        if len(self.imports()) < self.settings.workers and "--preload" not in sum(
-            self.settings.more.values(), []
-        ):
+        if self.boots() < self.settings.workers:
             return False
         with contextlib.suppress(Lost):
             return self.get("/").status == 200
@@ -257,6 +266,23 @@ class Site:
             return [line[0] for line in lines if version is None or line[1:] == [version]]
         return []
 
+    def boots(self) -> int:
+        """How many workers have begun to boot."""
+        return self.log().count("Booting worker") if self.kind.is_native else len(self.imports())
+
+    def target(self, path: str) -> str:
+        """What a native server has in the place of the application's `path`."""
+        if not self.kind.is_native:
+            return path
+        name, _, rest = path.strip("/").partition("/")
+        if name in ("body", "stream"):
+            size = int(rest) * (65536 if name == "stream" else 1)
+            file = self.folder / f"{size}.bin"
+            if not file.exists():
+                file.write_bytes(b"x" * size)
+            return f"/static/{file.name}"
+        return {"upload": "/echo", "varied": "/json", "work": "/plaintext"}.get(name, path)
+
     def gate(self, name: str) -> Gate:
         """A request for /gate/NAME waits in the application until this gate is opened."""
         return Gate(self.folder / name)
@@ -269,6 +295,11 @@ class Site:
     def get(self, target: str, timeout: float = 10.0) -> Answer:
         with self.connect(timeout) as connection:
             return connection.get(target, "Connection: close")
+
+    def get_kept(self, target: str) -> Answer:
+        """Asks without announcing the end of the connection."""
+        with self.connect() as connection:
+            return connection.get(target)
 
     def post(self, target: str, body: bytes, timeout: float = 30.0) -> Answer:
         with self.connect(timeout) as connection:
@@ -377,6 +408,12 @@ class Gate:
 
 def find(name: str, io: str | None, peers: Path | None, command: str | None = None) -> Kind:
     """The server of this name. Others than Ringhorn are looked for in `peers`, a folder with programs."""
+    if name == "ringhorn-demo":
+        target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+        built = [path for path in (target / "release" / name, target / "quick" / name) if path.exists()]
+        if not built:
+            raise NotOffered(f"build it: cargo build --release --bin {name}")
+        return Kind(name, io or "auto", [str(built[0])])
     if name == "ringhorn":
         return Kind(
             name, io or "auto", shlex.split(command) if command else [sys.executable, "-m", "ringhorn"]

@@ -11,6 +11,8 @@ from harness import Address, Client, Server, request, wait_until
 
 def address(server: Server) -> Address:
     """Where the log says that the metrics are."""
+    # It comes a few lines behind the address that the server is known to be ready by.
+    wait_until(lambda: "Metrics at: " in server.log().rpartition("\n")[0], "the metrics address")
     found = re.search(r"Metrics at: (?:unix:([^,\n]+)|http://\[?([^\]\n]+?)\]?:(\d+)/)", server.log())
     assert found, f"no metrics address:\n{server.log()}"
     return found[1] or (found[2], int(found[3]))

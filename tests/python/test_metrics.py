@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -11,7 +13,7 @@ import threading
 import pytest
 
 import metrics
-from harness import PATIENCE, Client, Server, request, run_to_end, wait_until
+from harness import PATIENCE, ROOT, Client, Server, request, run_to_end, wait_until
 from metrics import Scrape, wait_for
 
 pytestmark = pytest.mark.ringhorn_only
@@ -362,3 +364,91 @@ def test_an_address_in_use_ends_the_start(serve, io, tmp_path):
         [sys.executable, "-m", "ringhorn"], "-b", "127.0.0.1:0", "--metrics-bind", f"{host}:{port}", "pep3333:app"
     )
     assert code == 1 and "already in use" in output.lower() and "--metrics-bind" in output, output
+
+
+def test_every_metric_of_dashboard_and_docs_exists_and_all_are_documented(site):
+    """A panel that is empty for ever looks like a quiet server."""
+    scrape = Scrape(site)
+    families = {
+        f"{family.name}_total" if family.type == "counter" else family.name for family in scrape.families.values()
+    }
+    series = {sample.name for family in scrape.families.values() for sample in family.samples} | families
+    dashboard = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = set(re.findall(r"ringhorn_\w+", " ".join(expressions)))
+    assert used and used <= series, used - series
+    text = (ROOT / "docs/observability.md").read_text()
+    told = set(re.findall(r"ringhorn_\w+", text))
+    assert told <= series, told - series
+    rows = set(re.findall(r"^\| `(ringhorn_\w+)`", text, re.MULTILINE))
+    assert rows == families
+
+
+# --- logs for machines
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_the_access_log_as_json(serve, tmp_path):
+    log = tmp_path / "access.log"
+    site = serve("pep3333:app", "--access-logfile", str(log), "--access-logformat", "json", ready=None)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    environ = site.get("/environ?a=b%22c", f"traceparent: {parent}", 'User-Agent: "x"\\', "Referer: \t\xe9").json()["environ"]
+    assert environ["HTTP_TRACEPARENT"] == parent
+    site.get("/status/404", "Authorization: Basic YWxpY2U6c2VjcmV0")
+    site.ask(b"GET / HTTP/1.1\r\n\r\n")
+    wait_until(lambda: len(lines(log)) == 3, "three lines")
+    first, second, refused = lines(log)
+    assert (first["method"], first["target"], first["path"]) == ("GET", "/environ?a=b%22c", "/environ")
+    assert (first["query"], first["status"], first["protocol"]) == ("a=b%22c", 200, "HTTP/1.1")
+    assert (first["remote_addr"], first["user"], first["user_agent"]) == ("127.0.0.1", None, '"x"\\')
+    assert first["traceparent"] == parent and first["request_id"] is None and first["referer"] == "\xe9"
+    assert first["queue_us"] + first["application_us"] <= first["duration_us"] + 1
+    assert first["body_bytes"] > 0 and first["pid"] in site.children()
+    assert (second["status"], second["user"]) == (404, "alice")
+    assert (refused["status"], refused["queue_us"]) == (400, None)
+
+
+def test_json_needs_the_servers_own_log(io):
+    code, output = run_to_end(
+        [sys.executable, "-m", "ringhorn"], "--access-logformat", "json", "--log-syslog", "pep3333:app"
+    )
+    assert code == 1 and "JSON formatter" in output, output
+
+
+def test_every_request_has_an_id(serve, tmp_path):
+    log = tmp_path / "access.log"
+    site = serve(
+        "pep3333:app",
+        *("--request-id-header", "X-Request-ID", "--access-logfile", str(log)),
+        *("--access-logformat", "%({x-request-id}i)s %(s)s"),
+        ready=None,
+    )
+    with site.client() as client:
+        answer = client.get("/environ")
+        made = answer.field("x-request-id")
+        assert re.fullmatch("[0-9a-f]{32}", made) and answer.json()["environ"]["HTTP_X_REQUEST_ID"] == made
+        answer = client.get("/environ", "x-request-id: abc-123")
+        assert answer.field("x-request-id") == answer.json()["environ"]["HTTP_X_REQUEST_ID"] == "abc-123"
+        # What should not get into logs and other systems does not.
+        for odd in ("a b", "a" * 200, "<script>", "a\r\nX-Request-ID: b"):
+            answer = client.get("/environ", f"X-Request-ID: {odd}")
+            assert re.fullmatch("[0-9a-f]{32}", answer.field("x-request-id")), odd
+            assert answer.json()["environ"]["HTTP_X_REQUEST_ID"] == answer.field("x-request-id")
+        # With a body, too.
+        answer = client.ask(request("POST", "/digest", "X-Request-ID: with-body", body=b"x" * 5000))
+        assert answer.field("x-request-id") == "with-body"
+    # An error page of the server has it, because that is when it is looked for.
+    answer = site.get("/never_started", "X-Request-ID: fails")
+    assert (answer.status, answer.field("x-request-id")) == (500, "fails")
+    wait_until(lambda: "fails 500" in log.read_text(), "the line of the failure")
+    assert log.read_text().splitlines()[:2] == [f"{made} 200", "abc-123 200"]
+
+
+def test_without_the_setting_ids_are_the_applications_business(serve):
+    site = serve("pep3333:app", ready=None)
+    answer = site.get("/environ", "X-Request-ID: a b")
+    assert answer.field("x-request-id") is None and answer.json()["environ"]["HTTP_X_REQUEST_ID"] == "a b"
+    assert "HTTP_X_REQUEST_ID" not in site.get("/environ").json()["environ"]

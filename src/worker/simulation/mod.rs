@@ -15,6 +15,7 @@ mod client;
 mod oracle;
 mod plan;
 mod runners;
+mod steady;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -29,6 +30,7 @@ use self::client::Client;
 use self::plan::Plan;
 use self::plan::Script;
 use self::runners::Runners;
+pub use self::steady::Steady;
 use super::access::Recorder;
 use super::io::Io;
 use super::overdue::Patience;
@@ -209,6 +211,18 @@ fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     }
 }
 
+/// The worker's I/O thread, with a listener for each of the ports.
+fn io_thread(driver: Box<dyn Driver>, ports: &[u16], rules: Rules, pool: &Arc<Pool>, port: &Arc<Port>) -> Io {
+    let door = |port: &u16| Door {
+        fd: File::open("/dev/null").expect("/dev/null").into(),
+        listener: Arc::new(Listener::inet(([127, 0, 0, 1], *port).into())),
+        accepting: Accepting::Shared,
+        observer: false,
+    };
+    let doors = ports.iter().map(door).collect();
+    Io::new(driver, doors, Arc::new(rules), Arc::clone(pool), Arc::new(Nobody), Arc::clone(port))
+}
+
 /// A worker, its clients and its runners.
 struct World {
     io: Io,
@@ -247,21 +261,8 @@ impl World {
         };
         clock::simulate(Some(driver.now_ms()));
         let port = Arc::new(Port::new(driver.waker()));
-        let door = |port| Door {
-            fd: File::open("/dev/null").expect("/dev/null").into(),
-            listener: Arc::new(Listener::inet(([127, 0, 0, 1], port).into())),
-            accepting: Accepting::Shared,
-            observer: false,
-        };
-        let rules = Arc::new(rules(body_buffer_bytes, connections_max));
-        let mut io = Io::new(
-            Box::new(driver),
-            vec![door(80), door(81)],
-            rules,
-            Arc::clone(&pool),
-            Arc::new(Nobody),
-            Arc::clone(&port),
-        );
+        let rules = rules(body_buffer_bytes, connections_max);
+        let mut io = io_thread(Box::new(driver), &[80, 81], rules, &pool, &port);
         let others = Rc::clone(&runners);
         io.meanwhile = Some(Box::new(move || others.borrow_mut().sometimes()));
         io.open();

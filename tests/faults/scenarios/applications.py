@@ -86,7 +86,11 @@ def judge(name: str, text: bytes, injected: list, spilled: list, odd: list, sile
     fields = head.lower().split(b"\r\n")[1:]
     if any(field.startswith(b"x-injected") for field in fields) or b"\0" in head:
         injected.append(name)
-    lengths = [int(field.partition(b":")[2]) for field in fields if field.startswith(b"content-length:")]
+    texts = [field.partition(b":")[2].strip() for field in fields if field.startswith(b"content-length:")]
+    if any(not text.isdigit() for text in texts):
+        odd.append(f"{name}: Content-Length {texts}")
+        return
+    lengths = [int(text) for text in texts]
     chunked = any(field.startswith(b"transfer-encoding:") for field in fields)
     if len(lengths) > 1 or (lengths and chunked):
         odd.append(f"{name}: two framings")

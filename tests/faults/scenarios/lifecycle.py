@@ -14,7 +14,7 @@ from ..run import Case, scenario
 from ..servers import NotOffered, Site, alive
 
 
-@scenario("1, 2, 3")
+@scenario("1, 2, 3", native=True)
 def reload_hup(case: Case) -> None:
     """HUP while clients ask: with good versions, one that cannot boot, and one that boots slowly."""
     site = case.start()
@@ -24,6 +24,8 @@ def reload_hup(case: Case) -> None:
             reload(case, site, load, f"v{number}")
     case.number("reloads", rounds)
     case.nothing_lost(f"{rounds} reloads", load)
+    if case.kind.is_native:
+        return
 
     with Load(site.address) as load:
         site.release("slow", before="import time\nwhile not os.path.exists('go'): time.sleep(0.01)")
@@ -62,25 +64,25 @@ def reload(case: Case, site: Site, load: Load, version: str) -> None:
     site.signal(signal.SIGHUP)
     case.eventually(
         f"version {version} takes over",
-        lambda: load.only(version) and not old & set(site.workers()),
+        lambda: not old & set(site.workers()) and (case.kind.is_native or load.only(version)),
         30,
     )
 
 
-@scenario("6")
+@scenario("6", native=True)
 def max_requests(case: Case) -> None:
     """Workers that are replaced after a number of requests."""
     site = case.start(max_requests=100)
-    first = len(site.imports())
+    first = site.boots()
     wanted = case.pick(8, 100)
     with Load(site.address, new=8, kept=8, pause=0) as load:
-        case.eventually("workers are replaced", lambda: len(site.imports()) - first >= wanted, 60)
-    case.number("workers replaced", len(site.imports()) - first)
+        case.eventually("workers are replaced", lambda: site.boots() - first >= wanted, 60)
+    case.number("workers replaced", site.boots() - first)
     case.number("slowest while workers are replaced, ms", load.percentile(1.0))
     case.nothing_lost("replacing workers", load)
 
 
-@scenario("6")
+@scenario("6", native=True)
 def scale_ttin_ttou(case: Case) -> None:
     """One worker more, one less, while clients ask."""
     if case.kind.name == "granian":
@@ -113,7 +115,7 @@ def scale_ttin_ttou(case: Case) -> None:
 def upgraded(case: Case, site: Site, pidfile: Path) -> Iterator[int]:
     """USR2; the new master's process id once its workers serve."""
     second = pidfile.with_name(pidfile.name + ".2")
-    imports = len(site.imports())
+    boots = site.boots()
     site.signal(signal.SIGUSR2)
     new = 0
     try:
@@ -122,8 +124,8 @@ def upgraded(case: Case, site: Site, pidfile: Path) -> Iterator[int]:
         )
         new = int(second.read_text())
         case.eventually(
-            "the new master's workers load the application",
-            lambda: len(site.workers(new)) == 2 and len(site.imports()) >= imports + 2,
+            "the new master's workers boot",
+            lambda: len(site.workers(new)) == 2 and site.boots() >= boots + 2,
             20,
         )
         yield new
@@ -135,7 +137,7 @@ def upgraded(case: Case, site: Site, pidfile: Path) -> Iterator[int]:
                 os.kill(new, signal.SIGKILL)
 
 
-@scenario("7")
+@scenario("7", native=True)
 def upgrade_usr2(case: Case) -> None:
     """USR2: taken back, with a program that does not start, and carried through."""
     if case.kind.name == "granian":
@@ -150,6 +152,27 @@ def upgrade_usr2(case: Case) -> None:
         case.promise("the pidfile is the old master's again", pidfile.read_text() == f"{site.pid}\n")
     case.nothing_lost("an upgrade that is taken back", load)
 
+    if not case.kind.is_native:
+        broken_program(case, site, pidfile)
+
+    site.release("upgraded")
+    with Load(site.address) as load, upgraded(case, site, pidfile) as new:
+        load.go_on(100)
+        site.signal(signal.SIGTERM)
+        case.must("the old master ends with 0", site.end(20) == 0)
+        case.eventually(
+            "the new one gets the pidfile",
+            lambda: pidfile.exists() and pidfile.read_text() == f"{new}\n",
+            must=False,
+        )
+        if not case.kind.is_native:
+            case.eventually("only the new one answers", lambda: load.only("upgraded"))
+        # The load ends before the last master does.
+        load.__exit__()
+    case.nothing_lost("an upgrade", load)
+
+
+def broken_program(case: Case, site: Site, pidfile: Path) -> None:
     with Load(site.address) as load:
         site.release("broken", before="raise RuntimeError('broken release')")
         site.signal(signal.SIGUSR2)
@@ -162,30 +185,16 @@ def upgrade_usr2(case: Case) -> None:
         case.promise("the old one serves on", load.go_on(100))
     case.nothing_lost("a program that does not start", load)
 
-    site.release("upgraded")
-    with Load(site.address) as load, upgraded(case, site, pidfile) as new:
-        load.go_on(100)
-        site.signal(signal.SIGTERM)
-        case.must("the old master ends with 0", site.end(20) == 0)
-        case.eventually(
-            "the new one gets the pidfile",
-            lambda: pidfile.exists() and pidfile.read_text() == f"{new}\n",
-            must=False,
-        )
-        case.eventually("only the new one answers", lambda: load.only("upgraded"))
-        # The load ends before the last master does.
-        load.__exit__()
-    case.nothing_lost("an upgrade", load)
-
 
 # --- TERM
 
 
-@scenario("8")
+@scenario("8", native=True)
 def term_graceful(case: Case) -> None:
     """TERM with a request in hand, clients in the queue, idle connections, and a request that never ends."""
-    in_hand_and_in_the_queue(case)
     under_load(case)
+    if not case.kind.is_native:
+        in_hand_and_in_the_queue(case)
 
     site = case.start(more={"ringhorn": ["--keep-alive", "60"], "gunicorn": ["--keep-alive", "60"]})
     idle = [site.connect() for _ in range(20)]
@@ -195,6 +204,8 @@ def term_graceful(case: Case) -> None:
     begun = time.monotonic()
     case.promise("idle connections do not delay the end", site.end(20) == 0)
     case.number("end with idle connections, s", time.monotonic() - begun)
+    if case.kind.is_native:
+        return
 
     site = case.start(graceful_timeout=1)
     gate = site.gate("never")

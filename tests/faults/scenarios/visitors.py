@@ -11,7 +11,7 @@ from collections import Counter
 
 from ..clients import Connection, Load, Lost, closed_by_peer, message, wait
 from ..run import Case, Skipped, scenario
-from ..servers import Site
+from ..servers import NotOffered, Site
 
 MB = 1_000_000
 
@@ -36,23 +36,26 @@ def settled(site: Site, descriptors: int, patience: float = 15.0) -> bool:
 
 def warm(site: Site) -> None:
     """What the first requests allocate once is nobody's leak."""
-    with Load(site.address, new=4, kept=4, path="/varied/7", pause=0) as load:
+    with Load(site.address, new=4, kept=4, path=site.target("/varied/7"), pause=0) as load:
         load.go_on(400)
     time.sleep(0.2)
 
 
-SLOW = {
-    "head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", None),
-    "body": (
-        b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000,
-        None,
-    ),
-    "reader": (b"GET /body/100000 HTTP/1.1\r\nHost: localhost\r\n\r\n", 4096),
-    "unclosed": (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", None),
-}
+def slow_kinds(site: Site) -> dict[str, tuple[bytes, int | None]]:
+    """What each kind sends at once, and its receive buffer."""
+    upload, body = site.target("/upload").encode(), site.target("/body/100000").encode()
+    return {
+        "head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", None),
+        "body": (
+            b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" % upload + b"x" * 1000,
+            None,
+        ),
+        "reader": (b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % body, 4096),
+        "unclosed": (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", None),
+    }
 
 
-@scenario("11")
+@scenario("11", native=True)
 def slow_clients(case: Case) -> None:
     """Clients that send a head, send a body, or read byte by byte, and clients that never close."""
     each = case.pick(60, 1000)
@@ -63,13 +66,16 @@ def slow_clients(case: Case) -> None:
     before = site.resident()
     clients: list[tuple[str, Connection]] = []
     try:
-        for kind, (first, receive_buffer) in SLOW.items():
+        for kind, (first, receive_buffer) in slow_kinds(site).items():
             for _ in range(each):
-                with contextlib.suppress(Lost):
+                try:
                     client = site.connect(2, receive_buffer=receive_buffer)
-                    client.send(first)
-                    client.socket.setblocking(False)
-                    clients.append((kind, client))
+                except Lost:
+                    # The queue is full: more of them change nothing.
+                    break
+                client.send(first)
+                client.socket.setblocking(False)
+                clients.append((kind, client))
         case.number("slow clients that got in", len(clients))
         with Load(site.address, new=4, kept=4, pause=0.01, timeout=2) as load:
             end = time.monotonic() + case.pick(1.5, 8)
@@ -113,7 +119,7 @@ def serves(site: Site) -> bool:
     return False
 
 
-@scenario("12")
+@scenario("12", native=True)
 def idle_10k(case: Case) -> None:
     """Idle connections: their memory, their CPU, and newcomers when the server is full."""
     count = case.pick(1000, 10_000)
@@ -121,6 +127,8 @@ def idle_10k(case: Case) -> None:
         raise Skipped(f"needs {count + 500} open files")
     keep = {"ringhorn": ["--keep-alive", "300"], "gunicorn": ["--keep-alive", "300"]}
     site = case.start(connections=2 * count if case.kind.name != "granian" else None, more=keep)
+    if site.get_kept("/").ends_connection:
+        raise NotOffered("it keeps no connections")
     warm(site)
     before = site.resident()
     with contextlib.ExitStack() as stack:
@@ -183,7 +191,7 @@ def memory_growth(case: Case) -> None:
     """Memory over many requests, a large upload, a large answer, and requests whose answers nobody reads."""
     site = case.start()
     warm(site)
-    count = case.pick(6_000, 100_000)
+    count = case.pick(6_000, 60_000)
     run = 50
     batch = b"".join(message(f"/varied/{number}") for number in range(run))
 
@@ -247,19 +255,26 @@ def memory_growth(case: Case) -> None:
     case.promise("and it serves on", serves(site))
 
 
-STAGES = {
-    "before a byte": (b"", 0),
-    "mid-head": (b"GET / HTTP/1.1\r\nHost: loc", 0),
-    "mid-body": (b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + b"b" * 1000, 0),
-    "mid-chunk": (b"POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nabc", 0),
-    "before the answer": (b"GET /body/10 HTTP/1.1\r\nHost: a\r\n\r\n", 0),
-    "mid-answer": (b"GET /body/1000000 HTTP/1.1\r\nHost: a\r\n\r\n", 1000),
-    "mid-stream": (b"GET /stream/16 HTTP/1.1\r\nHost: a\r\n\r\n", 1000),
-    "behind an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT", 10),
-}
+def stages_of(site: Site) -> dict[str, tuple[bytes, int]]:
+    """What a client sends and how much it reads before it goes."""
+    upload = b"POST %s HTTP/1.1\r\nHost: a\r\n" % site.target("/upload").encode()
+    small, large, stream = (
+        b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % site.target(path).encode()
+        for path in ("/body/10", "/body/1000000", "/stream/16")
+    )
+    return {
+        "before a byte": (b"", 0),
+        "mid-head": (b"GET / HTTP/1.1\r\nHost: loc", 0),
+        "mid-body": (upload + b"Content-Length: 5000\r\n\r\n" + b"b" * 1000, 0),
+        "mid-chunk": (upload + b"Transfer-Encoding: chunked\r\n\r\n1000\r\nabc", 0),
+        "before the answer": (small, 0),
+        "mid-answer": (large, 1000),
+        "mid-stream": (stream, 1000),
+        "behind an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT", 10),
+    }
 
 
-@scenario("14")
+@scenario("14", native=True)
 def conn_storm(case: Case) -> None:
     """Connections that are opened and dropped at every stage, with FIN and with RST."""
     total = case.pick(2_400, 100_000)
@@ -267,17 +282,21 @@ def conn_storm(case: Case) -> None:
     storm(site, 800)
     serves(site)
     settled(site, 0, patience=1)
-    before, memory = site.descriptors(), site.resident()
+    before = site.descriptors()
+    # What grows in the first half may be tables that got their size; what grows on is a leak.
+    failed = storm(site, total // 2)
+    settled(site, before)
+    memory = site.resident()
     workers = site.workers()
-    failed = storm(site, total)
+    failed += storm(site, total // 2)
     case.number("connections", total)
     case.number("refused or reset at connecting", failed)
     case.promise("none is refused", failed == 0, failed)
     case.promise("descriptors return", settled(site, before), f"{site.descriptors()}, were {before}")
     case.number("descriptors left over", max(0, site.descriptors() - before))
     growth = site.resident() - memory
-    case.number("memory left over, MB", growth / MB)
-    case.promise("memory returns", growth < 8 * MB, f"{growth / MB:.1f} MB")
+    case.number("memory left over of the second half, MB", growth / MB)
+    case.promise("memory returns", growth < 4 * MB, f"{growth / MB:.1f} MB")
     case.promise("the same workers live", site.workers() == workers)
     # Slots and buffers: as many connections as the storm had at once are served at the same time.
     with contextlib.ExitStack() as stack:
@@ -285,7 +304,7 @@ def conn_storm(case: Case) -> None:
         with contextlib.suppress(Lost):
             for _ in range(case.pick(200, 800)):
                 clients.append(stack.enter_context(site.connect()))
-                clients[-1].send(message("/body/5000"))
+                clients[-1].send(message(site.target("/body/5000")))
             answered = sum(client.read().status == 200 for client in clients)
             case.promise(
                 "slots and buffers return: many can ask at once", answered == case.pick(200, 800), answered
@@ -294,7 +313,7 @@ def conn_storm(case: Case) -> None:
 
 def storm(site: Site, total: int, at_once: int = 50) -> int:
     failed = 0
-    stages = list(STAGES.values())
+    stages = list(stages_of(site).values())
     for number in range(0, total, at_once):
         batch = []
         for index in range(at_once):
@@ -334,7 +353,7 @@ def fd_exhaustion(case: Case) -> None:
     begun = time.monotonic()
     case.promise("it serves when they have left", wait(lambda: served(site), 10))
     case.number("served again after, s", time.monotonic() - begun)
-    case.promise("no worker died", len(site.imports()) == 2, site.imports())
+    case.promise("no worker died", site.boots() == 2, site.boots())
     case.number("log bytes, clients", len(site.log()) - log)
     case.promise("the log is not flooded", len(site.log()) - log < 20_000, len(site.log()) - log)
     site.kill()
@@ -372,10 +391,10 @@ def served(site: Site) -> bool:
     return False
 
 
-@scenario("15")
+@scenario("15", native=True)
 def garbage_flood(case: Case) -> None:
     """Bytes that are no requests, or nearly."""
-    count = case.pick(800, 50_000)
+    count = case.pick(800, 20_000)
     site = case.start()
     workers = site.workers()
     log = len(site.log())
@@ -384,7 +403,7 @@ def garbage_flood(case: Case) -> None:
     hung = 0
     for number in range(count):
         with contextlib.suppress(OSError), site.connect(3) as client:
-            client.send(garbage(chance, number))
+            client.send(garbage(chance, number, site.target("/upload")))
             client.socket.shutdown(socket.SHUT_WR)
             try:
                 status = client.read().status
@@ -404,9 +423,9 @@ def garbage_flood(case: Case) -> None:
     case.promise("and it serves on", serves(site))
 
 
-def garbage(chance: random.Random, number: int) -> bytes:
+def garbage(chance: random.Random, number: int, upload: str) -> bytes:
     kind = number % 8
-    valid = bytearray(message(f"/varied/{number}", "X-A: b", method="POST", body=b"body"))
+    valid = bytearray(message(f"{upload}?{number}", "X-A: b", method="POST", body=b"body"))
     if kind == 0:
         return chance.randbytes(chance.randrange(1, 3000))
     if kind == 1:
