@@ -9,6 +9,7 @@ use super::control::Control;
 use super::{LocalAddr, Master, kill};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::fd::Credentials;
+use crate::sys::metrics::{Counter, Times, WorkerMetrics};
 use crate::sys::process::Pid;
 use crate::sys::shared::WorkerState;
 use crate::sys::signal::Signal;
@@ -247,6 +248,7 @@ impl Master<'_> {
             let state = record.map_or(WorkerState::Booting, |record| record.state());
             let ready = state >= WorkerState::Ready;
             let usage = Usage::of(worker.pid);
+            let metrics = self.metrics_of(worker.pid);
             json!({
                 "type": "web",
                 "pid": number(worker.pid),
@@ -268,16 +270,29 @@ impl Master<'_> {
                 "cpu_seconds": usage.map(|usage| usage.cpu.as_secs_f64()),
                 "memory_bytes": usage.map(|usage| usage.resident_bytes),
                 "requests": record.map_or(0, |record| record.requests()),
-                "connections": record.map_or(0, |record| record.connections()),
+                "connections": match metrics {
+                    Some(metrics) => metrics.connections.get(),
+                    None => record.map_or(0, |record| record.connections().into()),
+                },
+                "meter": metrics.map(meter),
             })
         };
         workers.iter().map(show).collect()
+    }
+
+    /// What a worker counts, when it does.
+    fn metrics_of(&self, pid: Pid) -> Option<&WorkerMetrics> {
+        self.settings.metrics_bind.as_ref()?;
+        let (_, record) = self.records.iter().find(|(owner, _)| *owner == pid)?;
+        self.shared.metrics(*record)
     }
 
     fn show_stats(&self) -> Value {
         let records = || self.records.iter().filter_map(|(_, record)| self.shared.record(*record));
         let requests: u64 = records().map(|record| record.requests()).sum();
         let connections: u64 = records().map(|record| u64::from(record.connections())).sum();
+        let metered = self.records.iter().filter_map(|(pid, _)| self.metrics_of(*pid));
+        let connections = connections.max(metered.map(|metrics| metrics.connections.get()).sum());
         let state = match () {
             () if self.slots.is_ending() => "stopping",
             () if self.slots.is_resting() => "resting",
@@ -319,6 +334,22 @@ impl Master<'_> {
         let listeners: Vec<Value> = self.listeners.described().map(show).collect();
         json!({ "count": listeners.len(), "listeners": listeners })
     }
+}
+
+fn meter(metrics: &WorkerMetrics) -> Value {
+    let mut total = Times::default();
+    total.merge(&metrics.total);
+    let times: Vec<(u64, u64)> = total.filled().map(|(ns, count)| (ns / 1_000, count)).collect();
+    let requests: u64 = metrics.requests.iter().flatten().map(Counter::get).sum();
+    let refused: u64 = metrics.refused.iter().map(Counter::get).sum();
+    json!({
+        "requests": requests + refused,
+        "in_hand": metrics.in_hand.get(),
+        "waiting": metrics.waiting.get(),
+        "blocked": metrics.runners_blocked.get(),
+        "runners": metrics.runners.get(),
+        "times": times,
+    })
 }
 
 fn number(pid: Pid) -> i32 {

@@ -145,6 +145,12 @@ impl Times {
         (0..BUCKETS - 1).take_while(within).map(|bucket| self.buckets[bucket]).sum()
     }
 
+    /// The times that there are, each in nanoseconds and with how often it was, the shortest first.
+    pub fn filled(&self) -> impl Iterator<Item = (u64, u64)> {
+        let buckets = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+        buckets.map(|(bucket, count)| ((floor_ns(bucket) + floor_ns(bucket + 1)) / 2, *count))
+    }
+
     /// The time that `part` (0 to 1) of all times do not exceed, in nanoseconds; 0 without any.
     #[must_use]
     pub fn quantile(&self, part: f64) -> u64 {
@@ -303,6 +309,9 @@ mod tests {
         times.merge(&quick);
         times.merge(&slow);
         assert_eq!(times.count(), 100);
+        let filled: Vec<(u64, u64)> = times.filled().collect();
+        assert_eq!(filled.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [98, 1, 1]);
+        assert!(filled[0].0.abs_diff(1_000_000) < 65_000 && filled.is_sorted());
         assert!(times.quantile(0.5).abs_diff(1_000_000) < 65_000);
         assert!(times.quantile(0.98).abs_diff(1_000_000) < 65_000);
         assert!(times.quantile(0.99).abs_diff(2_000_000_000) < 125_000_000);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shlex
 import shutil
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import PATIENCE, clean_environment, run_to_end, wait_until
+from harness import PATIENCE, clean_environment, request, run_to_end, wait_until
 from test_control import runtime, site  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.ringhorn_only
@@ -92,7 +94,7 @@ class Screen:
 
 
 @pytest.fixture
-def screen(runtime, tmp_path, request) -> Iterator[Callable[..., Screen]]:  # noqa: F811
+def screen(runtime, tmp_path) -> Iterator[Callable[..., Screen]]:  # noqa: F811
     """Starts `ringhorn top` with these options in a terminal of this size."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed: what a terminal shows cannot be looked at")
@@ -190,6 +192,35 @@ def test_it_ends_with_the_server_and_leaves_the_terminal_as_it_was(site, screen)
     assert any("does not answer" in line or "cannot reach" in line for line in top.lines())
 
 
+def test_it_ends_when_its_terminal_is_closed(site, runtime):  # noqa: F811
+    """Also where HUP is ignored, as under nohup: what reads a closed terminal for ever takes a whole CPU."""
+    for ignored in (False, True):
+        terminal, other_end = pty.openpty()
+
+        def prepare(ignored: bool = ignored) -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+        command = subprocess.Popen(
+            [*TOP, "--interval", "0.2"],
+            stdin=other_end,
+            stdout=other_end,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment(runtime) | {"TERM": "xterm-256color"},
+            preexec_fn=prepare,
+            start_new_session=True,
+        )
+        os.close(other_end)
+        try:
+            shown = b""
+            while b"REQ/S" not in shown:
+                shown += os.read(terminal, 65536)
+            os.close(terminal)
+            command.wait(PATIENCE)
+        finally:
+            command.kill()
+            command.wait()
+
+
 def test_once_prints_a_table_and_needs_no_terminal(site, runtime):  # noqa: F811
     code, text = run_to_end(TOP, "--once", "--interval", "0.2", env=runtime)
     assert code == 0 and "\x1b" not in text
@@ -202,3 +233,25 @@ def test_without_a_terminal_it_says_what_to_do(site, runtime):  # noqa: F811
     code, text = run_to_end(TOP, env=runtime)
     assert code == 1 and "--once" in text
     assert run_to_end(TOP, "--interval", "0", env=runtime)[0] == 2
+
+
+def test_what_is_in_hand_and_how_long_it_takes(serve, screen, runtime):  # noqa: F811
+    """What the server counts for Prometheus is on the screen, too."""
+    options = ("--workers", "1", "--threads", "3", "--metrics-bind", "127.0.0.1:0")
+    site = serve("pep3333:app", *options, env=runtime)  # noqa: F811
+    top = screen("--interval", "0.2")
+    top.until(lambda: "all" in top.rows(), "two answers")
+    with site.client() as one, site.client() as two:
+        for client in (one, two):
+            client.send(request("GET", "/wait/key"))
+        top.until(lambda: (top.rows()["0"]["IN HAND"], top.rows()["0"]["CONN"]) == ("2", "2"), "two in hand")
+        top.until(lambda: top.rows()["all"]["BLOCKED"].startswith("2/"), "two blocked runners")
+        assert site.get("/open/key").status == 200
+        assert one.read_response().body == two.read_response().body == b"opened"
+        top.until(lambda: top.rows()["0"]["IN HAND"] == "0", "none in hand")
+
+        def timed() -> bool:
+            assert one.get("/environ").status == 200
+            return re.fullmatch(r"\d+(us|ms)", top.rows()["0"]["P50"]) is not None
+
+        top.until(timed, "latencies")

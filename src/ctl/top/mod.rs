@@ -21,7 +21,7 @@ use self::screen::View;
 use super::client::Client;
 use crate::error::{Exit, StartError};
 use crate::sys::errno::describe;
-use crate::sys::signal::{Signal, SignalSet, Signals};
+use crate::sys::signal::{PollFd, PollFlags, Signal, SignalSet, Signals};
 
 /// Columns of `--once` when there is no terminal to ask.
 const COLUMNS: u16 = 120;
@@ -78,8 +78,9 @@ pub(super) fn run(args: &[OsString]) -> Result<(), StartError> {
             .hint("--once prints one table, and `ringhorn ctl --json show load` the numbers"));
     }
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    // A terminal that is left in raw mode is no use to anybody.
-    let signals = Signals::install(SignalSet::of(&[Signal::TERM, Signal::HUP, Signal::INT]))
+    // A terminal that is left in raw mode is no use to anybody. HUP ends the process, as by default: there is no
+    // terminal any more.
+    let signals = Signals::install(SignalSet::of(&[Signal::TERM, Signal::INT]))
         .map_err(|error| broken("handle signals", &error))?;
     let mut terminal = ratatui::try_init().map_err(|error| broken("use the terminal", &error))?;
     let result = watch(&mut terminal, client, interval, colours, &signals);
@@ -149,7 +150,10 @@ fn watch(
             (view.notice, notice_end) = (None, None);
         }
         terminal.draw(|frame| screen::draw(frame, &view)).map_err(|error| broken("draw", &error))?;
-        if event::poll(KEYS).map_err(|error| broken("read keys", &error))? {
+        if terminal_is_gone() {
+            return Ok(());
+        }
+        if event::poll(Duration::ZERO).map_err(|error| broken("read keys", &error))? {
             let event = event::read().map_err(|error| broken("read keys", &error))?;
             if let Event::Key(key) = event
                 && key.kind == KeyEventKind::Press
@@ -185,6 +189,19 @@ fn watch(
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
+    }
+}
+
+/// Waits for a key, for [`KEYS`] at most, and tells whether the terminal has been closed meanwhile. crossterm
+/// reads the end of such a terminal for ever, at the cost of a whole CPU, so it is never asked to.
+fn terminal_is_gone() -> bool {
+    let input = stdin();
+    let mut fds = [PollFd::new(&input, PollFlags::IN)];
+    let time = KEYS.try_into().ok();
+    match rustix::event::poll(&mut fds, time.as_ref()) {
+        Ok(_) => fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
+        // Interrupted by a signal, most likely that of another size.
+        Err(_) => false,
     }
 }
 
