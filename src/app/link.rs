@@ -132,6 +132,8 @@ enum Arrival {
 
 struct Gate {
     rests: VecDeque<Rest>,
+    /// Threads that wait on `changed`.
+    waiting: u32,
     /// Bytes of memory in `rests`.
     rest_bytes: usize,
     /// The peer cannot be reached any more: what is sent goes nowhere.
@@ -220,6 +222,7 @@ impl Link {
             said: AtomicBool::new(false),
             gate: Mutex::new(Gate {
                 rests: VecDeque::new(),
+                waiting: 0,
                 rest_bytes: 0,
                 gone: false,
                 outcome: Outcome::Keep,
@@ -400,9 +403,21 @@ impl Link {
     /// Lets go whoever waits for something on this connection, to look again.
     fn announce_change(&self, mut gate: MutexGuard<'_, Gate>) {
         let tasks = std::mem::take(&mut gate.tasks);
+        let waited_for = gate.waiting > 0;
         drop(gate);
-        self.changed.notify_all();
+        // A system call, also when nobody waits.
+        if waited_for {
+            self.changed.notify_all();
+        }
         tasks.into_iter().flatten().for_each(task::Waker::wake);
+    }
+
+    /// Waits for the next change on this connection.
+    fn wait_for_change<'a>(&'a self, mut gate: MutexGuard<'a, Gate>) -> MutexGuard<'a, Gate> {
+        gate.waiting += 1;
+        gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        gate.waiting -= 1;
+        gate
     }
 
     /// Forgets what can no longer be sent.
@@ -558,7 +573,7 @@ impl Link {
     pub(super) fn wait_for_body(&self, serial: u64) {
         let mut gate = lock(&self.gate);
         while gate.body_serial == serial && gate.body.is_empty() && gate.arrival == Arrival::Expected {
-            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            gate = self.wait_for_change(gate);
         }
     }
 
@@ -568,13 +583,17 @@ impl Link {
         if gate.gone {
             return false;
         }
+        // One that waits already is known to the I/O thread, and so is what comes behind it.
+        let known = !gate.rests.is_empty();
         for rest in rests {
             gate.rest_bytes += rest.bytes();
             self.port.queued_bytes.fetch_add(rest.bytes(), Ordering::Relaxed);
             gate.rests.push_back(rest);
         }
         drop(gate);
-        self.port.report(self.token, true);
+        if !known {
+            self.port.report(self.token, true);
+        }
         true
     }
 
@@ -606,7 +625,7 @@ impl Link {
     pub(super) fn wait_for_room(&self) {
         let mut gate = lock(&self.gate);
         while !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES {
-            gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            gate = self.wait_for_change(gate);
         }
     }
 

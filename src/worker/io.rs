@@ -910,6 +910,7 @@ impl Io {
     fn on_ended(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.ended = true;
+        conn.link.socket().note_end();
         match &conn.phase {
             Phase::Body(_) => {
                 let refused = Refusal { status: 400, detail: BodyError::Truncated.to_string().into() };

@@ -456,11 +456,6 @@ fn serve(
     if make.is_none() {
         // Signals are the main thread's: Python's handlers run there.
         signal::block_all_in_this_thread().map_err(failed)?;
-        // Packets that arrive must not push the runner off the core that both share: measured 6.0 against 7.7
-        // microseconds per request of a WSGI hello world.
-        if let Err(error) = process::set_batch_scheduling() {
-            debug!("cannot set SCHED_BATCH: {error}");
-        }
     }
     let (mut driver, choice) =
         ring::open(context.settings.io).map_err(|error| match context.settings.io {
