@@ -67,6 +67,12 @@ impl Port {
         }
     }
 
+    /// What wakes the I/O thread.
+    #[must_use]
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
     /// Bytes that were sent so far as rests of answers, or as the server's own.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
