@@ -492,7 +492,7 @@ fn serve(
             let (slot, age, threads) = (context.slot, context.age, context.settings.threads);
             let worker = Worker::new(slot, age, threads, Arc::clone(&port), Rc::clone(&tasks));
             let Served { service, beside } = make(&worker, &mut || driver.readiness())?;
-            Some(Inline::new(service, Rc::clone(&tasks), beside, access.clone()))
+            Some(Inline::new(service, Rc::clone(&tasks), beside, access.clone(), meter.clone()))
         }
     };
     let mut io = Io::new(driver, doors, rules, Arc::clone(pool), app, port);
