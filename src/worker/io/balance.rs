@@ -195,9 +195,9 @@ impl Io {
         } else if balance.stalled {
             // A runner has come back. What it did not take still waits.
             balance.mark = None;
-            self.pool.call(self.port.waker())
+            self.pool.call(&self.driver.waker())
         } else {
-            balance.judge(progress, self.now_ms) && self.pool.call(self.port.waker())
+            balance.judge(progress, self.now_ms) && self.pool.call(&self.driver.waker())
         };
         if std::mem::replace(&mut balance.stalled, stalled) != stalled {
             balance.survey_ms = self.now_ms;
