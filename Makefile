@@ -114,6 +114,10 @@ loadtest:
 PEERS ?= .venv-peers
 COMPARE_ARGS ?=
 compare: $(VENV)/.wheel loadtest
+	@if [ -e loadtest/native-peers/Cargo.toml ]; then \
+	  cargo build --release --locked --bin ringhorn-demo && cargo bench --locked --no-run --bench floor && \
+	  cargo build --release --manifest-path loadtest/native-peers/Cargo.toml || \
+	  echo "warning: native services could not be built; their rows will say so" >&2; fi
 	$(bin)/python loadtest/compare --peers $(PEERS) --wheel $(VENV)/wheels/*.whl --docs --marks $(COMPARE_ARGS)
 
 loadtest-test:

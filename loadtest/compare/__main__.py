@@ -138,7 +138,7 @@ def run_all(args: argparse.Namespace) -> dict:
         "machine": {
             "cpu": cpu_name(),
             "cpus": os.cpu_count(),
-            "kernel": platform.release(),
+            "kernel": platform.release().partition("-")[0],
             "python": python_version(args.peers),
         },
         "commit": output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -164,7 +165,7 @@ class Server:
         )
         program = words[0] if "/" in words[0] else shutil.which(words[0])
         if not program or not Path(program).exists():
-            self.missing = f"{words[0]} is not there"
+            self.missing = f"{Path(words[0]).name} is not there"
             return
         (place.tmp / f"nginx-{self.port}.conf").write_text(NGINX.format(tmp=place.tmp, port=self.port))
         cpus = (self.kind.cpus or "{server_cpu}").format(server_cpu=place.server_cpu, load_cpu=place.load_cpu)
@@ -190,7 +191,7 @@ class Server:
                 return
             break
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it says nothing"]
-        why = f"answers {probe} with {status}" if status else f"does not start: {last[0][:100]}"
+        why = f"answers {probe} with {status}" if status else f"does not start: {without_folders(last[0])[:100]}"
         self.missing = why
         self.stop()
 
@@ -219,6 +220,11 @@ def benches(native: Path) -> list[Path]:
     """The programs of the bench `floor`, the newest first: cargo puts a hash behind the name."""
     found = [file for file in native.glob("deps/floor-*") if not file.suffix]
     return sorted(found, key=lambda file: -file.stat().st_mtime)
+
+
+def without_folders(text: str) -> str:
+    """The text goes into documents, where this machine's folders mean nothing, and into a table."""
+    return re.sub(r"/\S*/", "", text).replace("|", "/")
 
 
 def free_ports(count: int) -> list[int]:

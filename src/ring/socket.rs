@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
@@ -23,12 +23,19 @@ pub struct Socket {
     inner: Inner,
 }
 
+/// We have sent our last byte.
+const SENT_ALL: u8 = 1;
+/// The peer's last byte was received.
+const GOT_ALL: u8 = 2;
+
 #[derive(Debug)]
 enum Inner {
     Kernel {
         fd: OwnedFd,
         /// `O_NONBLOCK` is set; see [`Socket::send_file`].
         nonblocking: AtomicBool,
+        /// Which directions have ended, [`SENT_ALL`] and [`GOT_ALL`]: there is nothing left to shut down then.
+        ended: AtomicU8,
     },
     #[cfg(any(test, feature = "simulation"))]
     Simulated(sim::ServerHalf),
@@ -104,7 +111,7 @@ impl Socket {
     pub fn send_file(&self, file: BorrowedFd<'_>, offset: &mut u64, count: usize) -> io::Result<usize> {
         let (fd, nonblocking) = either!(
             &self.inner,
-            Inner::Kernel { fd, nonblocking } => (fd, nonblocking),
+            Inner::Kernel { fd, nonblocking, .. } => (fd, nonblocking),
             half => return half.send_file(file, offset, count)
         );
         if !nonblocking.load(Ordering::Relaxed) {
@@ -119,8 +126,23 @@ impl Socket {
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.end());
+        let (fd, ended) =
+            either!(&self.inner, Inner::Kernel { fd, ended, .. } => (fd, ended), half => return half.end());
+        if ended.fetch_or(SENT_ALL, Ordering::Relaxed) & SENT_ALL != 0 {
+            return Ok(());
+        }
         Ok(rustix::net::shutdown(fd, Shutdown::Write)?)
+    }
+
+    /// Notes that the peer's last byte was received ([`super::Event::Ended`]).
+    pub(crate) fn note_end(&self) {
+        either!(
+            &self.inner,
+            Inner::Kernel { ended, .. } => {
+                ended.fetch_or(GOT_ALL, Ordering::Relaxed);
+            },
+            _half => {}
+        );
     }
 
     /// Ends both directions. Whoever waits on the socket in this or another process is woken.
@@ -128,7 +150,10 @@ impl Socket {
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
     pub(super) fn shutdown_both(&self) -> io::Result<()> {
-        let fd = either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return half.end_both());
+        let (fd, ended) = either!(&self.inner, Inner::Kernel { fd, ended, .. } => (fd, ended), half => return half.end_both());
+        if ended.load(Ordering::Relaxed) == SENT_ALL | GOT_ALL {
+            return Ok(());
+        }
         Ok(rustix::net::shutdown(fd, Shutdown::Both)?)
     }
 
@@ -179,7 +204,7 @@ impl From<OwnedFd> for Socket {
     fn from(fd: OwnedFd) -> Self {
         // A child that the application forks must not keep the client's connection open.
         atfork::note(fd.as_raw_fd());
-        Self { inner: Inner::Kernel { fd, nonblocking: AtomicBool::new(false) } }
+        Self { inner: Inner::Kernel { fd, nonblocking: AtomicBool::new(false), ended: AtomicU8::new(0) } }
     }
 }
 

@@ -179,16 +179,6 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * u64::try_from(page).ok()?)
 }
 
-/// Puts the calling thread under SCHED_BATCH: it does not preempt others when it wakes.
-///
-/// # Errors
-/// What sched_setscheduler(2) refuses, as in a container with a strict filter.
-pub fn set_batch_scheduling() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: 0 is the calling thread and `parameters` is initialised.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) })
-}
-
 /// Whom a worker is to run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -320,14 +310,11 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_can_be_named_and_scheduled_as_batch() {
+    fn a_thread_can_be_named() {
         std::thread::spawn(|| {
             set_thread_name(c"ringhorn-test").unwrap();
-            set_batch_scheduling().unwrap();
             let comm = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
             assert_eq!(comm.trim_end(), "ringhorn-test");
-            // SAFETY: 0 is the calling thread.
-            assert_eq!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_BATCH);
         })
         .join()
         .unwrap();

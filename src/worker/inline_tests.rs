@@ -58,7 +58,7 @@ impl Server {
             let service = Box::new(make(&worker));
             let pool = Arc::new(Pool::new(1, Recorder::default()));
             let mut io = Io::new(driver, vec![door], Arc::new(rules), pool, Arc::new(Nobody), port);
-            io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None));
+            io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None, None));
             io.open();
             let order = || match order.load(Ordering::Acquire) {
                 0 => None,

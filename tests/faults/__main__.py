@@ -64,35 +64,46 @@ def main() -> int:
     # Ended from outside, it takes its servers along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     kinds: list[Kind] = []
+    missing: list[str] = []
     for name in servers:
         for io in (options.io or IO_BACKENDS) if name.startswith("ringhorn") else [None]:
             try:
                 kinds.append(find(name, io, options.peers and Path(options.peers), options.command))
-            except NotOffered as missing:
-                print(f"{name}: {missing}", file=sys.stderr)
+            except NotOffered as why:
+                missing.append(f"{name}: {why}")
+                print(missing[-1], file=sys.stderr)
     versions = {kind.label: version_of(kind) for kind in kinds}
     outcomes: list[Outcome] = []
-    labels = [kind.label for kind in kinds]
     for path in options.earlier:
         earlier = json.loads(path.read_text())
         versions = earlier["versions"] | versions
         outcomes += [Outcome.of_json(each) for each in earlier["outcomes"]]
-        labels += [label for label in earlier["versions"] if label not in labels]
-    for name in options.scenario or SCENARIOS:
+    # Earlier runs alone are only joined.
+    names = options.scenario or ([] if options.earlier else list(SCENARIOS))
+    keep(options, outcomes, versions, missing)
+    for name in names:
         for kind in kinds:
             outcome = run(name, kind, options.full)
             outcomes.append(outcome)
             show(outcome, options.logs)
             # After each, so that an interrupted run leaves what it has.
-            if options.markdown:
-                options.markdown.write_text(markdown(outcomes, labels))
-            if options.json:
-                about = {"kernel": platform.release(), "cpus": os.cpu_count(), "full": options.full}
-                about["versions"] = versions
-                options.json.write_text(
-                    json.dumps(about | {"outcomes": [o.as_json() for o in outcomes]}, indent=1)
-                )
+            keep(options, outcomes, versions, missing)
     return 1 if any(o.broken or o.error for o in outcomes if o.server.startswith("ringhorn")) else 0
+
+
+def keep(options: argparse.Namespace, outcomes: list[Outcome], versions: dict, missing: list[str]) -> None:
+    """Writes the files that were asked for."""
+    if options.markdown:
+        options.markdown.write_text(markdown(outcomes, list(versions), missing))
+    if options.json:
+        about = {
+            "kernel": platform.release(),
+            "cpus": os.cpu_count(),
+            "full": options.full,
+            "versions": versions,
+        }
+        seen = [outcome.as_json() for outcome in outcomes]
+        options.json.write_text(json.dumps(about | {"missing": missing, "outcomes": seen}, indent=1))
 
 
 def show(outcome: Outcome, logs: bool) -> None:
@@ -109,25 +120,25 @@ def show(outcome: Outcome, logs: bool) -> None:
     sys.stdout.flush()
 
 
-def markdown(outcomes: list[Outcome], servers: list[str]) -> str:
-    """One row for each number, one column for each server; what was broken is listed below."""
+def markdown(outcomes: list[Outcome], servers: list[str], missing: list[str]) -> str:
+    """One row for each number, one column for each server; what is broken or not there is listed below."""
     # The latest counts.
     by_place = {(outcome.scenario, outcome.server): outcome for outcome in outcomes}
-    rows = [["scenario", *servers], ["---"] * (len(servers) + 1)]
-    broken = []
+    servers = [server for server in servers if any(place[1] == server for place in by_place)]
+    rows = [["", *servers], ["---"] * (len(servers) + 1)]
+    notes = [f"- {text}" for text in missing]
     for name in dict.fromkeys(outcome.scenario for outcome in outcomes):
         here = [by_place.get((name, server)) for server in servers]
-        rows.append([f"**{name}**", *(f"**{outcome.verdict}**" if outcome else "" for outcome in here)])
+        rows.append([f"`{name}`", *(f"**{outcome.verdict}**" if outcome else "" for outcome in here)])
         for number in dict.fromkeys(number for outcome in here if outcome for number in outcome.numbers):
             rows.append([number, *(str(o.numbers.get(number, "-")) if o else "" for o in here)])
         for outcome in here:
             for promise in outcome.broken if outcome else ():
-                detail = " ".join(promise.detail.split())[:160]
-                broken.append(f"- {name}, {outcome.server}: {promise.text}: {detail}".rstrip(": "))
+                notes.append(f"- `{name}`, {outcome.server}: {promise.text}")
             if outcome and outcome.skipped:
-                broken.append(f"- {name}, {outcome.server}: {outcome.skipped}")
+                notes.append(f"- `{name}`, {outcome.server}: {outcome.skipped}")
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n" + "\n".join(broken) + "\n"
+    return f"{table}\n\n" + "\n".join(notes) + "\n"
 
 
 if __name__ == "__main__":

@@ -136,3 +136,34 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
     }
     assert_eq!(Command::new(DEMO).arg("--check-config").status().unwrap().code(), Some(0));
 }
+
+/// Requests are counted as those of Python are, also when they are answered later.
+#[test]
+fn metrics_count_what_is_answered_at_once_and_later() {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    for io in BACKENDS {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("metrics.sock");
+        let bind = format!("unix:{}", socket.display());
+        let server = Server::start(DEMO, &["--workers", "1", "--io", io, "--metrics-bind", &bind]);
+        let mut client = server.connect();
+        for _ in 0..3 {
+            assert_eq!(client.ask(&get("/plaintext")).status, 200);
+            assert_eq!(client.ask(&get("/static/none")).status, 404);
+        }
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        for class in ["2xx", "4xx"] {
+            let line = text.lines().find(|line| {
+                line.starts_with("ringhorn_requests_total{")
+                    && line.contains(class)
+                    && line.contains("\"GET\"")
+            });
+            assert!(line.is_some_and(|line| line.ends_with(" 3")), "{class}: {line:?}\n{text}");
+        }
+    }
+}

@@ -254,9 +254,9 @@ def test_what_is_in_hand_and_how_long_it_takes(serve, screen, runtime):  # noqa:
     top.until(lambda: "all" in top.rows(), "two answers")
     with site.client() as one, site.client() as two:
         for client in (one, two):
-            client.send(request("GET", "/wait/key"))
+            client.send(request("GET", "/wait?key=top"))
         top.until(lambda: (top.rows()["0"]["IN HAND"], top.rows()["0"]["CONN"]) == ("2", "2"), "two in hand")
-        assert site.get("/open/key").status == 200
+        assert site.get("/open/top").status == 200
         assert one.read_response().body == two.read_response().body == b"opened"
         top.until(lambda: top.rows()["0"]["IN HAND"] == "0", "none in hand")
 

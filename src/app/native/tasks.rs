@@ -4,7 +4,7 @@
 //! the I/O thread asks [`Tasks::is_empty`], a plain flag, once per turn.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -45,7 +45,8 @@ struct Woken {
 
 #[derive(Default)]
 struct WokenState {
-    list: Vec<Arc<TaskSignal>>,
+    /// In the order of their wakes.
+    list: VecDeque<Arc<TaskSignal>>,
     /// The I/O thread waits in the kernel, or is about to.
     asleep: bool,
 }
@@ -63,7 +64,7 @@ impl Wake for TaskSignal {
         }
         let list = Arc::clone(&self.woken_list);
         let mut state = list.lock();
-        state.list.push(self);
+        state.list.push_back(self);
         let asleep = std::mem::take(&mut state.asleep);
         drop(state);
         // On the I/O thread itself, and while it works, the list is looked at before it sleeps.
@@ -132,7 +133,7 @@ impl Tasks {
             task.wake();
         }
         for _ in 0..POLLS_PER_TURN {
-            let Some(signal) = self.woken.lock().list.pop() else { return false };
+            let Some(signal) = self.woken.lock().list.pop_front() else { return false };
             self.poll(signal);
         }
         true

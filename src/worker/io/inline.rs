@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::error;
@@ -22,7 +22,9 @@ use crate::limits::INLINE_OUT_BYTES;
 use crate::observe::statsd;
 use crate::ring::{Driver, Event, Token};
 use crate::sys::clock;
-use crate::worker::access::AccessLog;
+use crate::sys::metrics::{method_index, status_index};
+use crate::sys::shared::Meter;
+use crate::worker::access::{self, AccessLog};
 use crate::worker::conn::{Conn, Phase};
 
 /// What runs beside the ring on the same thread, and must get its turn: an async runtime.
@@ -46,6 +48,9 @@ pub(in crate::worker) struct Inline {
     /// Told of deferred answers when they are finished.
     recorder: Option<Recorder>,
     timed: bool,
+    /// Where to count, if somebody asks for metrics. Responders on other threads count there, too, and what is behind
+    /// it is made for one writer.
+    meter: Option<Arc<Mutex<Meter>>>,
     head: Head,
     draft: Draft,
     /// Answers to the requests of one receive.
@@ -79,15 +84,27 @@ impl Inline {
         tasks: Rc<Tasks>,
         beside: Option<Box<dyn Beside>>,
         access: Option<Arc<AccessLog>>,
+        meter: Option<Meter>,
     ) -> Self {
-        let timed = access.is_some() || statsd::metrics().is_some();
+        let timed = access.is_some() || meter.is_some() || statsd::metrics().is_some();
+        let meter = meter.map(|meter| Arc::new(Mutex::new(meter)));
         let recorder: Option<Recorder> = timed.then(|| {
-            let access = access.clone();
+            let told = access::Recorder::new(access.clone(), false);
+            let meter = meter.clone();
             Arc::new(move |exchange: &Exchange| {
-                if let Some(access) = &access {
-                    access.record(exchange, clock::monotonic_ns());
+                let now_ns = clock::monotonic_ns();
+                told.record(exchange, now_ns);
+                if let Some(meter) = &meter {
+                    let (request, reply) = (&exchange.request, &exchange.reply);
+                    let meter = lock(meter);
+                    meter.runner_sent_bytes.add(reply.sent_bytes());
+                    count(
+                        &meter,
+                        request.method(),
+                        reply.status_code(),
+                        now_ns.saturating_sub(request.received_ns),
+                    );
                 }
-                tell_statsd(exchange.reply.status_code(), exchange.request.received_ns);
             }) as Recorder
         });
         Self {
@@ -97,6 +114,7 @@ impl Inline {
             access,
             recorder,
             timed,
+            meter,
             head: Head::default(),
             draft: Draft::default(),
             out: Vec::new(),
@@ -167,7 +185,7 @@ impl Inline {
         let ended = if failed {
             // Nothing of this answer has been written yet.
             let _ = draft.encoder.set_code(500);
-            error_page(500, "", request.head.is_head, self.date.now(), &mut self.out);
+            error_page(500, "", request.head.is_head, None, self.date.now(), &mut self.out);
             Called::Close
         } else {
             write_answer(draft, request.head.is_head, &mut self.date, &mut self.out)
@@ -176,7 +194,12 @@ impl Inline {
             if let Some(access) = &self.access {
                 access.record_inline(&request, &draft.encoder, received_ns);
             }
-            tell_statsd(draft.encoder.status_code(), received_ns);
+            let status = draft.encoder.status_code();
+            tell_statsd(status, received_ns);
+            if let Some(meter) = &self.meter {
+                let taken_ns = clock::monotonic_ns().saturating_sub(received_ns);
+                count(&lock(meter), request.method_bytes(), status, taken_ns);
+            }
         }
         draft.trim();
         ended
@@ -195,9 +218,15 @@ impl Inline {
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 // The client is gone, which the receive side reports.
-                Err(_) => self.out.len(),
+                Err(_) => {
+                    self.out.clear();
+                    return false;
+                }
             }
         };
+        if let Some(meter) = &self.meter {
+            lock(meter).runner_sent_bytes.add(sent as u64);
+        }
         let rest = sent < self.out.len() && conn.link.say(&self.out[sent..]);
         self.out.clear();
         if self.out.capacity() > 4 * INLINE_OUT_BYTES {
@@ -233,6 +262,17 @@ fn write_answer(draft: &mut Draft, is_head: bool, date: &mut Date, out: &mut Vec
         // A body that is shorter than the service announced is seen by the close.
         End::Close | End::Cut => Called::Close,
     }
+}
+
+fn lock(meter: &Mutex<Meter>) -> MutexGuard<'_, Meter> {
+    meter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts an answer that took so many nanoseconds. No request waits for a runner here.
+fn count(meter: &Meter, method: &[u8], status: u16, taken_ns: u64) {
+    meter.requests[method_index(method)][status_index(status)].add(1);
+    meter.application.record(taken_ns);
+    meter.total.record(taken_ns);
 }
 
 fn tell_statsd(status: u16, received_ns: u64) {
