@@ -141,6 +141,9 @@ pub const REPORTS_WAITING_MAX: usize = 32;
 /// Milliseconds before accepting is tried again when the process has run out of descriptors.
 pub const ACCEPT_RETRY_MS: u64 = 100;
 
+/// Milliseconds between two lines of the log about requests that are turned away: there are many of them.
+pub const OVERLOAD_WARN_MS: u64 = 10_000;
+
 /// Milliseconds between looks whether clients wait while a worker has all the connections that it may have.
 pub const ROOM_CHECK_MS: u64 = 50;
 

@@ -45,6 +45,9 @@ class Settings(TypedDict, total=False):
     body_timeout: float
     response_timeout: float
     linger_timeout: float
+    request_timeout: float
+    queue_timeout: float
+    queue_max: int
     slow_request: float
     drain_delay: float
     max_worker_memory: int | str

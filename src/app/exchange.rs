@@ -91,6 +91,8 @@ pub struct Request {
     /// The body. A runner takes it.
     pub body: Body,
     pub(crate) link: Option<Arc<Link>>,
+    /// When it was handed over to wait for a runner (monotonic milliseconds).
+    pub(crate) queued_ms: u64,
     /// When the request was handed to the runners (monotonic nanoseconds), as of the I/O thread's turn; 0 unless
     /// somebody asks for durations.
     pub(crate) received_ns: u64,

@@ -42,6 +42,13 @@ const BUSY_ATTENTION: u8 = 2;
 /// The answer is complete, but something remains for the I/O thread: a rest to send, a close.
 const FINISHED: u8 = 3;
 
+/// Nobody has begun the answer: runner or I/O thread may.
+const UNCLAIMED: u8 = 0;
+/// The runner's answer has begun, or is about to.
+const ANSWERED: u8 = 1;
+/// The I/O thread has answered, because the request's time was over. What the runner says goes nowhere.
+const EXPIRED: u8 = 2;
+
 /// The way from runners to the I/O thread: which connections to look at.
 pub struct Port {
     waker: Waker,
@@ -50,6 +57,9 @@ pub struct Port {
     draining: AtomicBool,
     /// Bytes of memory that wait to be sent, on all connections of the worker.
     queued_bytes: AtomicUsize,
+    /// Whether the I/O thread may answer in a runner's place (`request_timeout`). Without it, nobody asks whose answer
+    /// it is.
+    expires: bool,
     /// Bytes that left through [`Link::flush`] and [`Link::say`]: not by the quick way.
     sent_bytes: AtomicU64,
 }
@@ -63,8 +73,15 @@ impl Port {
             reports: Mutex::new(Vec::new()),
             draining: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
+            expires: false,
             sent_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Lets the I/O thread answer requests whose time is over ([`Link::expire`]).
+    #[must_use]
+    pub fn expiring(self, expires: bool) -> Self {
+        Self { expires, ..self }
     }
 
     /// Bytes that were sent so far as rests of answers, or as the server's own.
@@ -164,6 +181,8 @@ pub struct Link {
     /// Where the client of a PROXY header had connected to.
     proxied_to: Option<Box<SocketAddr>>,
     state: AtomicU8,
+    /// Whose the answer is, where requests expire.
+    claim: AtomicU8,
     /// When the last answer was complete, in milliseconds of the monotonic clock.
     idle_since_ms: AtomicU64,
     /// The client waits for `100 Continue` before it sends the body, and no answer has begun.
@@ -217,6 +236,7 @@ impl Link {
             peer,
             proxied_to: None,
             state: AtomicU8::new(IDLE),
+            claim: AtomicU8::new(UNCLAIMED),
             idle_since_ms: AtomicU64::new(0),
             continue_owed: AtomicBool::new(false),
             said: AtomicBool::new(false),
@@ -282,6 +302,9 @@ impl Link {
 
     /// Marks the link busy. Called before the request is handed over.
     pub fn hand_over(&self) {
+        if self.port.expires {
+            self.claim.store(UNCLAIMED, Ordering::Relaxed);
+        }
         self.state.store(BUSY, Ordering::Release);
     }
 
@@ -476,7 +499,11 @@ impl Link {
     /// whether a part of them waits as a rest: [`Link::flush`] sends it, ahead of every later answer.
     #[must_use]
     pub fn say(&self, bytes: &[u8]) -> bool {
-        self.say_through(&mut lock(&self.gate), bytes)
+        let mut gate = lock(&self.gate);
+        if self.claim.load(Ordering::Relaxed) == EXPIRED {
+            return false;
+        }
+        self.say_through(&mut gate, bytes)
     }
 
     fn say_through(&self, gate: &mut Gate, bytes: &[u8]) -> bool {
@@ -503,6 +530,27 @@ impl Link {
         true
     }
 
+    /// Answers with `page` in the place of a runner, unless its answer has begun. Then the page is the last that the
+    /// client gets, and whatever the runner says later goes nowhere. Returns whether it was in time.
+    #[must_use]
+    pub fn expire(&self, page: &[u8]) -> bool {
+        let mut gate = lock(&self.gate);
+        if self.claim.compare_exchange(UNCLAIMED, EXPIRED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        // The runner says nothing of its own from here on: it would have to claim the answer, or hold the gate.
+        self.withdraw_continue();
+        let _ = self.say_through(&mut gate, page);
+        gate.outcome = Outcome::Close;
+        if gate.arrival == Arrival::Expected {
+            gate.arrival = Arrival::Failed(BodyError::TimedOut);
+        }
+        self.state.store(FINISHED, Ordering::Release);
+        drop(gate);
+        self.changed.notify_all();
+        true
+    }
+
     /// Ends an answer in a runner's place, after all of it was said.
     pub fn conclude(&self, outcome: Outcome) {
         lock(&self.gate).outcome = outcome;
@@ -516,6 +564,16 @@ impl Link {
         if self.say(bytes) {
             self.port.report(self.token, true);
         }
+    }
+
+    /// Whether an answer must be claimed before its first byte is sent.
+    pub(super) fn expires(&self) -> bool {
+        self.port.expires
+    }
+
+    /// Begins the answer. False when the I/O thread has answered already.
+    pub(super) fn claim(&self) -> bool {
+        self.claim.compare_exchange(UNCLAIMED, ANSWERED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Which streamed body the link is at.

@@ -72,6 +72,10 @@ pub struct Reply {
     finished: bool,
     /// Status and body bytes of the error page that took the application's place.
     failed: Option<(u16, u64)>,
+    /// The answer is ours: the I/O thread will not answer in our place.
+    claimed: bool,
+    /// The I/O thread has answered, because the request's time was over.
+    expired: bool,
     /// Bytes that the socket took on the runner's thread.
     sent_bytes: u64,
     /// A field that the answer has unless the application sets it: its name and value; empty for none.
@@ -81,6 +85,8 @@ pub struct Reply {
 impl Reply {
     pub(super) fn begin(&mut self, link: Arc<Link>, version: Version, is_head: bool, keep_alive: bool) {
         self.encoder.reset(version, is_head, keep_alive && !link.is_draining());
+        self.claimed = !link.expires();
+        self.expired = false;
         self.link = Some(link);
         self.is_head = is_head;
         self.started = false;
@@ -171,6 +177,27 @@ impl Reply {
     #[must_use]
     pub fn head_sent(&self) -> bool {
         self.encoder.head_sent()
+    }
+
+    /// Whether the I/O thread has answered in the application's place (`request_timeout`).
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    /// Makes the answer ours before its first byte, where requests expire. Otherwise a look at one field.
+    fn claim(&mut self) -> Result<(), Gone> {
+        if !self.claimed {
+            self.claimed = true;
+            if !self.link().claim() {
+                // The application sees what it sees when its client leaves.
+                self.expired = true;
+                self.gone = true;
+                self.failed = Some((503, 0));
+                self.out.clear();
+            }
+        }
+        if self.gone { Err(Gone) } else { Ok(()) }
     }
 
     /// Whether the reply was ended, by [`Reply::finish`] or [`Reply::fail`].
@@ -302,6 +329,7 @@ impl Reply {
         if self.gone {
             return Err(Gone);
         }
+        self.claim()?;
         self.send_head(Some(count));
         let length = usize::try_from(count).unwrap_or(usize::MAX);
         let framed = self.encoder.piece(length, &mut self.out);
@@ -347,6 +375,11 @@ impl Reply {
 
     /// Ends the answer after a failure: with an error page when the head was not sent yet, else cut.
     pub fn fail(&mut self, status: u16, message: &str) {
+        self.fail_for(status, message, None);
+    }
+
+    /// As [`Reply::fail`], and tells the client to come again after this many seconds.
+    pub fn fail_for(&mut self, status: u16, message: &str, retry_after: Option<u64>) {
         if self.finished {
             return;
         }
@@ -359,7 +392,7 @@ impl Reply {
         } else {
             self.out.clear();
             self.link().withdraw_continue();
-            error_page(status, message, self.is_head, self.date.now(), &mut self.out);
+            error_page(status, message, self.is_head, retry_after, self.date.now(), &mut self.out);
             let (name, value) = &self.echo;
             if !name.is_empty()
                 && let Some(line) = self.out.windows(2).position(|end| end == b"\r\n")
@@ -384,6 +417,10 @@ impl Reply {
 
     fn leave(&mut self) {
         self.finished = true;
+        if self.expired {
+            // The connection is the I/O thread's, and may be somebody else's by now.
+            return;
+        }
         let outcome = match self.end {
             _ if self.gone => Outcome::Reset,
             Some(End::Keep) => Outcome::Keep,
@@ -416,6 +453,7 @@ impl Reply {
 
     /// Sends what the socket has room for. `None`: that was all; else how many bytes of the three it took.
     fn send_now(&mut self, body: &[u8], after: &[u8]) -> Result<Option<usize>, Gone> {
+        self.claim()?;
         let link = self.link.as_ref().ok_or(Gone)?;
         self.behind |= link.take_said();
         if self.behind && !link.has_rest() {
@@ -489,7 +527,7 @@ pub fn body_bytes(page: &[u8]) -> u64 {
 #[must_use]
 pub fn refusal(status: u16, message: &str, is_head: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
-    error_page(status, message, is_head, Date::default().now(), &mut out);
+    error_page(status, message, is_head, None, Date::default().now(), &mut out);
     out
 }
 

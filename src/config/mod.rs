@@ -200,6 +200,12 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
+    /// Time from a request's last byte to the first byte of its answer.
+    pub request_timeout: Duration,
+    /// Time that a request may wait for a runner.
+    pub queue_timeout: Duration,
+    /// Requests that may wait for runners in one worker; 0 means any number.
+    pub queue_max: usize,
     /// Age of a request at which the log tells of it, with its stack.
     pub slow_request: Duration,
     /// Time that the server goes on serving after TERM, while it says that it is not ready. Zero means none.
@@ -802,6 +808,9 @@ fn build(
         body_timeout: values.duration("body_timeout"),
         response_timeout: values.duration("response_timeout"),
         linger_timeout: values.duration("linger_timeout"),
+        request_timeout: values.duration("request_timeout"),
+        queue_timeout: values.duration("queue_timeout"),
+        queue_max: values.bounded("queue_max", limits::CONNECTIONS_MAX)?.unwrap_or_default(),
         slow_request: values.duration("slow_request"),
         drain_delay: values.duration("drain_delay"),
         max_worker_memory: values.number("max_worker_memory"),

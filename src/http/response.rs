@@ -540,7 +540,16 @@ fn write_chunk_size(size: usize, out: &mut Vec<u8>) {
 /// Appends a complete error response of the server's own to `out`: a small HTML page with the
 /// reason phrase and `message`, which is escaped. It closes the connection. To a HEAD request the
 /// page itself is left out.
-pub fn error_page(status: u16, message: &str, is_head: bool, date: &[u8; 29], out: &mut Vec<u8>) {
+///
+/// `retry_after` is how many seconds the client is to wait before it asks again (RFC 9110 section 10.2.3).
+pub fn error_page(
+    status: u16,
+    message: &str,
+    is_head: bool,
+    retry_after: Option<u64>,
+    date: &[u8; 29],
+    out: &mut Vec<u8>,
+) {
     let reason = reason(status);
     let mut page = format!(
         "<!doctype html>\n<html>\n<head><title>{status} {reason}</title></head>\n<body>\n<h1>{reason}</h1>\n"
@@ -563,6 +572,9 @@ pub fn error_page(status: u16, message: &str, is_head: bool, date: &[u8; 29], ou
     page.push_str("</body>\n</html>\n");
     out.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\nServer: ringhorn\r\nDate: ").as_bytes());
     out.extend_from_slice(date);
+    if let Some(seconds) = retry_after {
+        out.extend_from_slice(format!("\r\nRetry-After: {seconds}").as_bytes());
+    }
     out.extend_from_slice(
         format!(
             "\r\nConnection: close\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\r\n",
@@ -930,7 +942,8 @@ mod tests {
     #[test]
     fn error_pages_are_delimited_escaped_and_close() {
         let mut out = Vec::new();
-        error_page(400, "a <b> & \"c\" 'd' \r\n", false, DATE, &mut out);
+        error_page(400, "a <b> & \"c\" 'd' \r\n", false, Some(3), DATE, &mut out);
+        assert!(out.windows(18).any(|at| at == b"\r\nRetry-After: 3\r\n"));
         let page = String::from_utf8(out).unwrap();
         let (head, body) = page.split_once("\r\n\r\n").unwrap();
         assert!(
@@ -939,7 +952,8 @@ mod tests {
         assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}");
         assert!(body.contains("a &lt;b&gt; &amp; &quot;c&quot; &#39;d&#39; \u{fffd}\u{fffd}</p>"), "{body}");
         let mut out = Vec::new();
-        error_page(500, "", true, DATE, &mut out);
+        error_page(500, "", true, None, DATE, &mut out);
+        assert!(!out.windows(5).any(|at| at == b"Retry"));
         assert!(out.ends_with(b"\r\n\r\n") && !out.windows(3).any(|part| part == b"<p>"));
     }
 

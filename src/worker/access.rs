@@ -42,6 +42,11 @@ impl AccessLog {
         self.write(&View { exchange, now_ns, duration, mount: &self.mount });
     }
 
+    /// Writes the line of a request that was answered while a runner has it.
+    pub(super) fn record_expired(&self, expired: &Expired<'_>) {
+        self.write(expired);
+    }
+
     fn write(&self, view: &impl AccessRecord) {
         thread_local! {
             static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -87,12 +92,26 @@ impl Recorder {
     /// Tells those that need no runner of an exchange that ended at `now_ns` of the monotonic clock. For any thread;
     /// never waits.
     pub(super) fn record(&self, exchange: &Exchange, now_ns: u64) {
+        if exchange.reply.is_expired() {
+            // The I/O thread did so when it answered.
+            return;
+        }
         if let Some(access) = &self.access {
             access.record(exchange, now_ns);
         }
         if let Some(statsd) = metrics() {
             let taken = now_ns.saturating_sub(exchange.request.received_ns);
             statsd.request(exchange.reply.status_code(), Duration::from_nanos(taken));
+        }
+    }
+
+    /// Tells of a request that the I/O thread has answered while a runner has it.
+    pub(super) fn record_expired(&self, expired: &Expired<'_>) {
+        if let Some(access) = &self.access {
+            access.record_expired(expired);
+        }
+        if let Some(statsd) = metrics() {
+            statsd.request(expired.status, expired.duration);
         }
     }
 
@@ -238,5 +257,75 @@ impl AccessRecord for InlineView<'_> {
 
     fn response_header(&self, name: &[u8]) -> Option<&[u8]> {
         self.encoder.field(name)
+    }
+}
+
+/// A request that a runner has, as far as the I/O thread knows it: by the copy of its head.
+pub(super) struct Expired<'a> {
+    pub(super) peer: &'a Peer,
+    pub(super) head: &'a [u8],
+    pub(super) status: u16,
+    pub(super) body_bytes: u64,
+    pub(super) duration: Duration,
+}
+
+impl Expired<'_> {
+    /// A word of the request line: method, target or version.
+    fn word(&self, index: usize) -> &[u8] {
+        let line = self.head.trim_ascii_start().split(|byte| matches!(byte, b'\r' | b'\n')).next();
+        line.and_then(|line| line.split(|byte| *byte == b' ').nth(index)).unwrap_or_default()
+    }
+}
+
+impl AccessRecord for Expired<'_> {
+    fn remote_addr(&self) -> &[u8] {
+        match self.peer {
+            Peer::Inet { host, .. } => host.as_bytes(),
+            Peer::Unix => b"",
+        }
+    }
+
+    fn method(&self) -> &[u8] {
+        self.word(0)
+    }
+
+    fn target(&self) -> &[u8] {
+        self.word(1)
+    }
+
+    fn path(&self) -> Cow<'_, [u8]> {
+        decoded(self.target().split(|byte| *byte == b'?').next().unwrap_or_default())
+    }
+
+    fn query(&self) -> &[u8] {
+        self.target().splitn(2, |byte| *byte == b'?').nth(1).unwrap_or_default()
+    }
+
+    fn protocol(&self) -> &[u8] {
+        self.word(2)
+    }
+
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn body_bytes(&self) -> Option<u64> {
+        Some(self.body_bytes)
+    }
+
+    fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
+        let fields = self.head.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        });
+        fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).last().map(|(_, value)| value)
+    }
+
+    fn response_header(&self, _name: &[u8]) -> Option<&[u8]> {
+        None
     }
 }

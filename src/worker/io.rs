@@ -6,6 +6,7 @@
 
 pub(super) mod inline;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +15,9 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use self::inline::Inline;
+use super::access::Expired;
 use super::conn::{Conn, Gathering, Phase};
-use super::overdue::{Deed, Overdue, REPORT_PATIENCE_MS, Reporter, request_id};
+use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, SOON_MS, request_id};
 use super::pool::{Pool, Watch, Work};
 use super::request_id::RequestIds;
 use super::status::{Answer, Status};
@@ -28,8 +30,8 @@ use crate::app::{
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, RETIRE_IDLE_MS,
-    ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
+    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, OVERLOAD_WARN_MS, PIPELINE_BYTES_MAX,
+    RETIRE_IDLE_MS, ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -82,6 +84,16 @@ pub(super) struct Io {
     turn_ns: Option<u64>,
     /// Requests handed over since the last pulse.
     begun: u64,
+    /// Connections that were closed in this turn while their request was in hand, or waited.
+    lost: HashSet<Token>,
+    /// Requests that waited for too long.
+    #[expect(
+        clippy::vec_box,
+        reason = "boxes go round between threads; moving them must not move 500 bytes"
+    )]
+    late: Vec<Box<Exchange>>,
+    /// Requests that were turned away since the log was told, and when that was.
+    turned_away: (u64, Option<u64>),
     overdue: Overdue,
     reporter: Reporter,
     /// What runners have in hand, at the last look.
@@ -172,6 +184,9 @@ impl Io {
             entrance: Entrance::Open,
             turn_ns: None,
             begun: 0,
+            lost: HashSet::new(),
+            late: Vec::new(),
+            turned_away: (0, None),
             overdue,
             reporter,
             works: Vec::new(),
@@ -295,10 +310,16 @@ impl Io {
         if let Some(inline) = &mut self.inline {
             inline.run_tasks(self.now_ms);
         }
+        if !self.lost.is_empty() {
+            self.forget_lost();
+        }
         if !self.batch.is_empty() {
             self.waiting = self.pool.submit(&mut self.batch);
         } else if self.waiting > 0 {
             self.waiting = self.pool.waiting();
+        }
+        if self.waiting > 0 && self.rules.queue_ms != u64::MAX {
+            self.turn_away_late();
         }
         if self.meter.is_some() {
             self.publish();
@@ -834,6 +855,7 @@ impl Io {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
+        exchange.request.queued_ms = self.now_ms;
         conn.begun_ms = self.now_ms;
         conn.line.set(&exchange.request.bytes);
         if self.rules.keep_heads {
@@ -843,14 +865,18 @@ impl Io {
         conn.requests = conn.requests.wrapping_add(1);
         exchange.request.number = conn.requests;
         conn.link.hand_over();
-        self.begun += 1;
         if stream.is_some() {
             // The end of this answer must not pass unnoticed: the rest of the body is to be dealt with.
             let _ = conn.link.want_attention();
         }
         conn.streamed = stream.is_some();
         conn.phase = Phase::InHand(stream.map(Box::new));
-        self.batch.push(exchange);
+        if self.is_full() {
+            self.turn_away(exchange, "is full");
+        } else {
+            self.begun += 1;
+            self.batch.push(exchange);
+        }
         // Far in the future as a rule: the wheel's entry finds the connection idle or busy and is set anew.
         let next = if matches!(self.conns.get(token), Some(conn) if matches!(conn.phase, Phase::InHand(Some(_))))
         {
@@ -1148,8 +1174,13 @@ impl Io {
 
     fn close(&mut self, token: Token) {
         let Some(conn) = self.conns.remove(token) else { return };
-        if matches!(conn.phase, Phase::Linger(_)) {
-            self.lingering -= 1;
+        match conn.phase {
+            Phase::Linger(_) => self.lingering -= 1,
+            // If it still waits for a runner, nobody needs its answer.
+            Phase::InHand(_) if conn.link.standing() == Standing::Busy => {
+                self.lost.insert(token);
+            }
+            _ => {}
         }
         self.driver.release(token, conn.link.socket());
         if let Phase::Body(gathering) = conn.phase {
@@ -1282,7 +1313,13 @@ impl Io {
                 Deed::Tell(held) => {
                     self.reporter.one(format!("Slow request: {}", held.shown(now_ms)), held.work);
                 }
-                Deed::Expire(held) | Deed::Retire(held) => debug!("{}", held.text),
+                Deed::Expire(held) => self.expire(&held),
+                Deed::Retire(held) => {
+                    warn!("{} has not come back: this worker is replaced", held.shown(now_ms));
+                    if let Some(notices) = &self.notices {
+                        notices.spent();
+                    }
+                }
                 Deed::Stuck => {
                     let what =
                         self.all_in_hand("timeout is over, and the only thread of this worker is stuck");
@@ -1293,17 +1330,117 @@ impl Io {
         self.say_stuck();
         if let Some(deadline) = self.draining
             && !self.told_last
-            && deadline.saturating_sub(now_ms) <= self.rules.last_words_ms()
         {
-            self.told_last = true;
-            if !self.works.is_empty() {
-                let what = self.all_in_hand("graceful_timeout is nearly over");
-                self.reporter.all(what);
+            let last_ms = deadline.saturating_sub(self.rules.last_words_ms());
+            if now_ms < last_ms {
+                self.overdue.look_by(last_ms);
+            } else {
+                self.told_last = true;
+                if !self.works.is_empty() {
+                    let what = self.all_in_hand("graceful_timeout is nearly over");
+                    self.reporter.all(what);
+                }
             }
         }
         if let Some(notices) = &self.notices {
             notices.publish(&mut self.overdue, now_ms);
         }
+    }
+
+    /// The time of a request is over that a runner has: its client is answered, or its answer is cut visibly.
+    fn expire(&mut self, held: &Held) {
+        let mut what = format!("Request timed out: {}", held.shown(self.now_ms));
+        // Not the connection's next request, if the runner came back right now.
+        if self.pool.still_has(&held.work)
+            && let Some(conn) = self.conns.get(held.work.token)
+            && matches!(conn.phase, Phase::InHand(_))
+            && conn.begun_ms == held.begun_ms
+        {
+            let is_head = conn.head.trim_ascii_start().starts_with(b"HEAD ");
+            // No Retry-After: the application has the request, and to ask again would be to do it twice.
+            let page = refusal(503, "The application did not answer in time.", is_head);
+            if conn.link.expire(&page) {
+                what.push_str("; its client got 503");
+                let body =
+                    page.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
+                self.pool.expired(&Expired {
+                    peer: conn.link.peer(),
+                    head: &conn.head,
+                    status: 503,
+                    body_bytes: body as u64,
+                    duration: Duration::from_millis(self.now_ms.saturating_sub(held.begun_ms)),
+                });
+                conn.phase = Phase::InHand(None);
+                conn.broken = true;
+                conn.input = Vec::new();
+                self.look(held.work.token);
+            } else if conn.link.standing() == Standing::Busy {
+                what.push_str("; its answer had begun, and the connection was reset");
+                conn.link.socket().abort();
+                self.close(held.work.token);
+            }
+        }
+        self.pool.excuse(&held.work);
+        self.reporter.one(what, held.work);
+    }
+
+    // ---- overload -----------------------------------------------------------------------------
+
+    /// Whether no further request may wait for a runner (`queue_max`).
+    fn is_full(&mut self) -> bool {
+        let queue_max = self.rules.queue_max;
+        // What waited at the end of the last turn may have been taken since: asked again before anybody is refused.
+        self.waiting + self.batch.len() >= queue_max && self.batch.len() >= self.pool.room(queue_max)
+    }
+
+    /// Answers a request that never reaches the application, because there are too many.
+    fn turn_away(&mut self, mut exchange: Box<Exchange>, why: &str) {
+        let (count, told) = &mut self.turned_away;
+        *count += 1;
+        if told.is_none_or(|at_ms| self.now_ms - at_ms >= OVERLOAD_WARN_MS) {
+            warn!("the queue for threads {why}: 503 for {count} request(s) since the last such line");
+            self.turned_away = (0, Some(self.now_ms));
+        }
+        exchange.reply.fail_for(
+            503,
+            "The server has more requests than it can answer.",
+            Some(self.rules.retry_after_s),
+        );
+        if let Some(meter) = &self.meter {
+            meter.refused[status_index(503)].add(1);
+        }
+        // If a runner has to tell of it, it waits with the others.
+        exchange.request.queued_ms = self.now_ms;
+        self.batch.extend(self.pool.refused(exchange));
+    }
+
+    /// Turns away what has waited for too long. In front of the queue is the oldest, so this looks at one request.
+    fn turn_away_late(&mut self) {
+        let mut late = std::mem::take(&mut self.late);
+        self.pool.take_waiting_since(self.now_ms.saturating_sub(self.rules.queue_ms), &mut late);
+        self.waiting = self.waiting.saturating_sub(late.len());
+        for exchange in late.drain(..).filter(|exchange| !exchange.reply.is_finished()) {
+            self.turn_away(exchange, "is too slow (queue_timeout, request_timeout)");
+        }
+        self.late = late;
+    }
+
+    /// Drops requests that wait for a runner while their clients have gone.
+    fn forget_lost(&mut self) {
+        let before = self.batch.len();
+        self.batch.retain(|exchange| {
+            exchange.reply.is_finished() || !self.lost.contains(&exchange.request.link().token())
+        });
+        let mut dropped = before - self.batch.len();
+        if self.waiting > 0 {
+            let waited = self.pool.withdraw(&self.lost);
+            self.waiting = self.waiting.saturating_sub(waited);
+            dropped += waited;
+        }
+        if dropped > 0 {
+            debug!("requests dropped, because their clients have gone: {dropped}");
+        }
+        self.lost.clear();
     }
 
     /// Tells the master that the only runner is stuck, once the log has it.
@@ -1318,7 +1455,7 @@ impl Io {
             }
             self.stuck = None;
         } else {
-            self.overdue.soon(self.now_ms);
+            self.overdue.look_by(self.now_ms + SOON_MS);
         }
     }
 

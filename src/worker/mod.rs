@@ -120,6 +120,12 @@ struct Rules {
     /// Whether somebody measures how long requests take.
     timed: bool,
     patience: Patience,
+    /// How long a request may wait for a runner.
+    queue_ms: u64,
+    /// How many may wait.
+    queue_max: usize,
+    /// After how many seconds those who were turned away are to come again.
+    retry_after_s: u64,
     /// Whether heads are kept beside their connections, because the log tells of single requests.
     keep_heads: bool,
 }
@@ -135,6 +141,16 @@ impl Notices {
     fn publish(&self, overdue: &mut Overdue, now_ms: u64) {
         if let Some(page) = self.shared.in_hand(self.record) {
             overdue.publish(page, now_ms);
+        }
+    }
+
+    /// This worker is to be replaced: a runner does not come back.
+    fn spent(&self) {
+        if let Some(record) = self.shared.record(self.record)
+            && !record.is_spent()
+        {
+            record.set_spent();
+            signal::notify(self.master_event);
         }
     }
 
@@ -186,17 +202,21 @@ impl Rules {
             timed,
             patience: Patience {
                 slow_ms: limit(settings.slow_request),
-                request_ms: u64::MAX,
+                request_ms: limit(settings.request_timeout),
                 // As gunicorn's sync worker: with more threads one request does not stop the others.
                 lone_ms: if settings.threads == 1 { limit(settings.timeout) } else { u64::MAX },
             },
-            keep_heads: !settings.slow_request.is_zero(),
+            queue_ms: limit(settings.queue_timeout).min(limit(settings.request_timeout)),
+            queue_max: if settings.queue_max == 0 { usize::MAX } else { settings.queue_max },
+            // By then the queue has moved on once.
+            retry_after_s: settings.queue_timeout.as_secs().max(1),
+            keep_heads: !(settings.slow_request.is_zero() && settings.request_timeout.is_zero()),
         }
     }
 
     /// How long before the end of `graceful_timeout` the log is told what is still in hand.
     fn last_words_ms(&self) -> u64 {
-        (self.graceful_ms / 4).min(2 * STACK_PATIENCE_MS)
+        (self.graceful_ms / 2).min(2 * STACK_PATIENCE_MS)
     }
 
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
@@ -481,7 +501,7 @@ fn serve(
             || meter.is_some(),
     ));
     let status = Status::new(&context.settings, &context.shared);
-    let port = Arc::new(Port::new(waker.clone()));
+    let port = Arc::new(Port::new(waker.clone()).expiring(rules.patience.request_ms != u64::MAX));
     let tasks = Rc::new(Tasks::new(waker.clone()));
     let inline = match make {
         None => None,

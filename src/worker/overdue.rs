@@ -25,7 +25,7 @@ use crate::sys::signal;
 const STANDSTILL_MS: u64 = 4 * HEARTBEAT_MS;
 
 /// How often it is looked whether the log has been told, in ms.
-const SOON_MS: u64 = 20;
+pub(super) const SOON_MS: u64 = 20;
 
 /// The value of `X-Request-ID` in a head, escaped.
 pub(super) fn request_id(head: &[u8]) -> Option<String> {
@@ -141,9 +141,9 @@ impl Overdue {
         self.next_ms
     }
 
-    /// Looks again in a moment.
-    pub(super) fn soon(&mut self, now_ms: u64) {
-        self.next_ms = self.next_ms.min(now_ms + SOON_MS);
+    /// Looks again at this time, or before.
+    pub(super) fn look_by(&mut self, at_ms: u64) {
+        self.next_ms = self.next_ms.min(at_ms);
     }
 
     /// The requests in hand at the last look.

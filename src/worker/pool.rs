@@ -10,7 +10,7 @@
 //!   is one too many. If nobody did, the others are blocked, because this one held the interpreter lock all
 //!   the time, and it goes on.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::access::Recorder;
+use super::access::{Expired, Recorder};
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SPARE_EXCHANGES_MAX};
 use crate::ring::Token;
@@ -282,6 +282,58 @@ impl Pool {
     #[must_use]
     pub(super) fn still_has(&self, work: &Work) -> bool {
         lock(&self.queue).seats.iter().any(|seat| seat.taken.load(Ordering::Acquire) == work.taken)
+    }
+
+    /// Lets another runner take the place of one that does not come back in time. Not in a worker with one thread,
+    /// whose application relies on being called by one at a time.
+    pub(super) fn excuse(&self, work: &Work) {
+        if self.threads_max == 1 {
+            return;
+        }
+        let mut queue = lock(&self.queue);
+        let Some(seat) = queue.seats.iter().find(|seat| seat.work().as_ref() == Some(work)).cloned() else {
+            return;
+        };
+        // As many again as there may be, and no more: somebody's database does not answer.
+        if queue.excused < self.threads_max && !seat.excused.swap(true, Ordering::Relaxed) {
+            queue.excused += 1;
+        }
+    }
+
+    /// Takes out the requests that have waited since `before_ms` or longer.
+    #[expect(clippy::vec_box, reason = "boxes go round between threads; moving them must not move 500 bytes")]
+    pub(super) fn take_waiting_since(&self, before_ms: u64, into: &mut Vec<Box<Exchange>>) {
+        let mut queue = lock(&self.queue);
+        // The oldest is in front.
+        while queue.ready.front().is_some_and(|exchange| exchange.request.queued_ms <= before_ms)
+            && let Some(exchange) = queue.ready.pop_front()
+        {
+            into.push(exchange);
+        }
+    }
+
+    /// Drops the requests that wait on these connections: their clients are gone. Returns how many.
+    pub(super) fn withdraw(&self, connections: &HashSet<Token>) -> usize {
+        let mut queue = lock(&self.queue);
+        let before = queue.ready.len();
+        queue.ready.retain(|exchange| {
+            // Those that were refused are only to be told of.
+            exchange.reply.is_finished() || !connections.contains(&exchange.request.link().token())
+        });
+        before - queue.ready.len()
+    }
+
+    /// How many more requests runners, and a queue of `queue_max`, have room for.
+    #[must_use]
+    pub(super) fn room(&self, queue_max: usize) -> usize {
+        let queue = lock(&self.queue);
+        let idle = (self.threads_max + queue.excused).saturating_sub(queue.awake);
+        (queue_max + idle).saturating_sub(queue.ready.len())
+    }
+
+    /// Tells of a request that the I/O thread has answered while a runner has it.
+    pub(super) fn expired(&self, expired: &Expired<'_>) {
+        self.recorder.record_expired(expired);
     }
 
     /// Requests that wait for a runner.

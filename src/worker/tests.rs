@@ -52,6 +52,9 @@ struct Server {
 pub(super) fn rules() -> Rules {
     Rules {
         patience: Patience::ENDLESS,
+        queue_ms: u64::MAX,
+        queue_max: usize::MAX,
+        retry_after_s: 1,
         keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),

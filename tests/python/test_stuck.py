@@ -143,3 +143,115 @@ def test_the_stack_of_a_request_that_holds_the_interpreter(serve):
         in_order(site.log(), "Slow request: GET /hold", "Somebody holds the interpreter", "in _?compile|in match")
         site.signal(signal.SIGQUIT)
         assert site.wait() == 0
+
+
+# --- request_timeout
+
+
+def test_a_request_that_takes_too_long_is_answered_503_and_the_others_are_unharmed(serve, tmp_path):
+    access = tmp_path / "access.log"
+    options = ("--workers", "1", "--threads", "2", "--request-timeout", "0.5", "--access-logfile", str(access))
+    site = serve("stuck", *options)
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", "/wait?password=secret", "User-Agent: patient"))
+        answer = client.read_response()
+        assert (answer.status, answer.field("connection")) == (503, "close")
+        assert answer.field("retry-after") is None, "it would be done twice"
+        assert client.read_to_end() == b"", "and nothing behind it"
+    wait_until(lambda: "Request timed out" in site.log(), "the log is told")
+    # The late answer goes nowhere, and its thread comes back.
+    assert site.get("/go_on").status == 200
+    assert [site.get("/plain").status for _ in range(20)] == [200] * 20
+    assert pid_that_answers(site) == worker
+    in_order(
+        site.log(),
+        r"\[WARNING\] Request timed out: GET /wait from 127\.0\.0\.1:\d+, 0\.\d s; its client got 503",
+        r"wait_in_here",
+    )
+    assert "password" not in site.log()
+    # Written by another thread, and in order: behind the line of a later request there is no more to come.
+    assert site.get("/plain?last").status == 200
+    wait_until(lambda: "/plain?last" in access.read_text(), "the access log is written")
+    lines = [line for line in access.read_text().splitlines() if "/wait" in line]
+    assert len(lines) == 1, lines
+    assert '"GET /wait?password=secret HTTP/1.1" 503' in lines[0]
+    assert lines[0].endswith('"patient"')
+
+
+def test_an_answer_that_has_begun_is_cut_visibly(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--request-timeout", "0.5")
+    with site.client() as client:
+        client.send(request("GET", "/stream"))
+        client.wait_for(b"the beginning")
+        with pytest.raises(ConnectionResetError):
+            client.read_to_end()
+    wait_until(lambda: "Request timed out" in site.log(), "the log is told")
+    assert site.get("/go_on").status == 200
+    in_order(site.log(), r"Request timed out: GET /stream .*; its answer had begun, and the connection was reset")
+
+
+def test_an_application_that_reads_a_body_which_does_not_come_is_let_go(serve):
+    """The read fails when the time is over; nobody waits for the client any more."""
+    limits = ("--request-timeout", "0.5", "--body-timeout", "60", "--body-buffer", "1000")
+    site = serve("stuck", "--workers", "1", "--threads", "2", *limits)
+    with site.client() as client:
+        client.send(request("POST", "/digest/100000", "Content-Length: 100000") + b"x" * 2000)
+        assert client.read_response().status == 503
+    with site.client() as client:
+        assert client.get("/plain").status == 200
+    wait_until(lambda: site.log().count("Request timed out") == 1, "the log is told")
+
+
+def test_quick_requests_of_a_connection_are_told_from_a_slow_one(serve):
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--request-timeout", "0.5")
+    with site.client() as client:
+        for _ in range(10):
+            assert client.get("/plain").status == 200
+        client.send(request("HEAD", "/wait") + request("GET", "/plain"))
+        assert client.read_response(head=True).status == 503
+        client.assert_closed()
+    assert site.get("/go_on").status == 200
+
+
+def test_other_threads_take_the_place_of_those_that_are_stuck(serve):
+    """Both threads hang, and requests are answered all the same; until those come back, there are two more."""
+    site = serve("stuck", "--workers", "1", "--threads", "2", "--request-timeout", "1")
+    worker = pid_that_answers(site)
+    clients = [site.client() for _ in range(2)]
+    for client in clients:
+        client.send(request("GET", "/wait"))
+    for client in clients:
+        assert client.read_response().status == 503
+        client.close()
+    assert site.get("/plain").status == 200
+    assert pid_that_answers(site) == worker
+    assert site.get("/go_on").status == 200
+    assert site.get("/plain").status == 200
+
+
+def test_a_thread_that_does_not_come_back_costs_its_worker_when_another_one_serves(serve):
+    options = ("--workers", "1", "--threads", "2", "--request-timeout", "0.5", "--graceful-timeout", "2")
+    site = serve("stuck", *options)
+    worker = pid_that_answers(site)
+    with site.client() as client:
+        client.send(request("GET", "/sleep"))
+        assert client.read_response().status == 503
+    site.workers(2)
+    while worker in site.children():
+        assert site.get("/plain").status == 200
+    assert pid_that_answers(site) != worker
+    in_order(site.log(), "Request timed out: GET /sleep", "has not come back: this worker is replaced", "Booting worker")
+
+
+def test_with_one_thread_the_next_request_is_not_run_beside_the_stuck_one(serve):
+    """The application relies on it. Whoever waits behind is answered when his own time is over."""
+    options = ("--workers", "1", "--threads", "1", "--request-timeout", "0.5", "--timeout", "60", "--graceful-timeout", "2")
+    site = serve("stuck", *options)
+    with site.client() as stuck, site.client() as behind:
+        stuck.send(request("GET", "/wait?key=one"))
+        assert stuck.read_response().status == 503
+        behind.send(request("GET", "/plain"))
+        answer = behind.read_response()
+        assert answer.status in (503, 200), "200 is the replacement's"
+    wait_until(lambda: site.get("/plain").status == 200, "the replacement serves")

@@ -185,7 +185,7 @@ impl Inline {
         let ended = if failed {
             // Nothing of this answer has been written yet.
             let _ = draft.encoder.set_code(500);
-            error_page(500, "", request.head.is_head, self.date.now(), &mut self.out);
+            error_page(500, "", request.head.is_head, None, self.date.now(), &mut self.out);
             Called::Close
         } else {
             write_answer(draft, request.head.is_head, &mut self.date, &mut self.out)

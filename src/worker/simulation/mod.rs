@@ -192,6 +192,9 @@ impl Application for Nobody {
 fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     Rules {
         patience: Patience::ENDLESS,
+        queue_ms: u64::MAX,
+        queue_max: usize::MAX,
+        retry_after_s: 1,
         keep_heads: false,
         policy: Policy::default(),
         trusted: Trusted::default(),
