@@ -731,9 +731,12 @@ def test_29_30_and_31_hooks(both):
     hooks = []
 
     def ask(server: Run) -> None:
+        noted = server.project / "hooks.txt"
         with Client(server.addresses()[0]) as client:
-            for target in ("/first", "/second"):
+            for number, target in enumerate(("/first", "/second"), 1):
                 server.told.environs.append(client.get(target).json())
+                # The client has its answer before the hook runs, and another thread may take what it asks next.
+                wait_until(lambda wanted=f"post_request {number}": wanted in noted.read_text(), "post_request")
         server.term()
         server.process.wait(harness.PATIENCE)
         assert "[INFO] Server is ready. Spawning workers" in server.text()
@@ -747,6 +750,33 @@ def test_29_30_and_31_hooks(both):
 
 
 # --- what runs it
+
+
+def test_39_behind_a_proxy_at_a_unix_socket(both):
+    """What nginx sends by default, and with connections kept; whoever can write to the file is trusted."""
+    line = r'(.*) - - \[[^]]+\] ("(?:GET|POST) /(?:old|kept).*)'
+
+    def ask(server: Run) -> None:
+        told = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "X-Real-IP: 192.0.2.1")
+        old = request("GET", "/old", *told, "Connection: close", version="HTTP/1.0")
+        server.ask(old.replace(b"Host: localhost", b"Host: shop.example:8443"))
+        with Client(str(server.project / "app.sock")) as client:
+            for _ in range(2):
+                server.told.environs.append(client.ask(request("POST", "/kept", *told, body=b"a=b")).json())
+        wait_until(lambda: len(re.findall(line, server.text())) == 3, "three access lines")
+        server.told.access = re.findall(line, server.text())
+
+    args = ["--bind", "unix:app.sock", "--access-logfile", "-", "--threads", "2", "-w", "1", "app:app"]
+    theirs, ours = both(args, ask, bind=False)
+    assert_same(theirs, ours)
+    for environ, other in zip(ours.environs, theirs.environs, strict=True):
+        assert environ["wsgi.url_scheme"] == "https"
+        assert environ["SERVER_PORT"] == other["SERVER_PORT"]
+    assert {host for host, _ in theirs.access} == {""}
+    assert {host for host, _ in ours.access} == {"-"}
+    # The length of the body is that of the application's answer, which has the server's name in it.
+    shown = [[re.sub(r' \d+ (?=")', " ", rest) for _, rest in told.access] for told in (theirs, ours)]
+    assert shown[1] == shown[0]
 
 
 ORPHANS = '''
