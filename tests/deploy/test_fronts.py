@@ -37,7 +37,7 @@ def test_nothing_is_lost_during_a_reload_and_every_request_counts_once(serve, tm
             visitors.join()
             visitors.check()
         assert visitors.answered == REQUESTS
-        # Old workers wait for idle connections of the front end, 10 s each at most, one worker after the other.
+        # Old workers wait for idle connections of the front end: 10 s at most, one worker after the other.
         gone = "the end of the old workers"
         wait_until(lambda: not set(old) & set(site.children()), gone, patience=3 * PATIENCE)
         seen = wait_for(site, "ringhorn_requests_total", REQUESTS, status="2xx")

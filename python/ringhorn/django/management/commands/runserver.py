@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from django.apps import apps
 from django.conf import settings
-from django.core.management.base import BaseCommand
 from django.template.autoreload import get_template_directories
 from django.utils import autoreload
 
@@ -29,8 +28,7 @@ class Command(RunserverCommand):
         autoreload.raise_last_exception()
         if not options.get("skip_checks"):
             self.stdout.write("Performing system checks...\n\n")
-            # The class between wants none, since Django's reloader runs them anew each time.
-            self.check(**BaseCommand.get_check_kwargs(self, options), display_num_errors=True)
+            self.check(display_num_errors=True)
         self.check_migrations()
 
         addr = "0.0.0.0" if self.addr == "0" else self.addr
