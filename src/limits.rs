@@ -197,6 +197,44 @@ pub const LOG_QUEUE_LINES_MAX: usize = 1024;
 /// Milliseconds that runners have to leave once the last connection is closed, or at a quick stop.
 pub const QUICK_STOP_MS: u64 = 300;
 
+/// Milliseconds that a request waits for a runner until its worker calls for help. More than a quick request
+/// takes, and far less than a client notices.
+pub const STALL_MS: u64 = 5;
+
+/// Milliseconds between looks at the siblings while all runners are taken and nothing waits: somebody may have
+/// become free to accept.
+pub const STALLED_SURVEY_MS: u64 = 20;
+
+/// Milliseconds without a heartbeat after which a worker's queue is served by its siblings. One and a half beats:
+/// who is only late loses nothing by it.
+pub const SILENT_MS: u64 = HEARTBEAT_MS + HEARTBEAT_MS / 2;
+
+/// Requests that wait in a worker that nobody can help, above which it leaves new connections in the kernel's
+/// queue: a crash cannot lose them there, and a sibling that becomes free can take them.
+pub const STALLED_WAITING_MAX: usize = 64;
+
+/// Milliseconds between looks at the queue beyond that bound. Clients that keep their connections busy would
+/// otherwise shut new ones out for ever.
+pub const STALLED_PEEK_MS: u64 = 100;
+
+/// Bytes of requests that a connection may take along to a sibling. With more it stays: a letter of this size
+/// fits the kernel's default buffer three times.
+pub const PARCEL_BYTES_MAX: usize = 64 * 1024;
+
+/// Requests given to one sibling before it is looked at again: a few milliseconds of work, so that a crowd of
+/// them is spread and not moved.
+pub const HAND_OVER_BATCH: usize = 16;
+
+/// Siblings that are called to help at once. Each call wakes a thread.
+pub const CALLS_MAX: usize = 4;
+
+/// Letters taken from a mailbox in one turn; connections that are being served come in between.
+pub const LETTERS_PER_TURN: usize = 64;
+
+/// Connections that a worker must have more than the least loaded sibling, and twice as many, before new ones are
+/// passed on. Chance alone spreads a hundred connections over two workers with a difference of ten.
+pub const UNEVEN_CONNECTIONS: usize = 32;
+
 /// Clients of the control socket at the same time: a few people, a few scripts.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 

@@ -87,6 +87,8 @@ impl fmt::Display for Peer {
 pub struct Request {
     /// The bytes that the spans of `head` index.
     pub(crate) bytes: Vec<u8>,
+    /// How many of them were received; a request id may stand behind them.
+    pub(crate) head_bytes: usize,
     pub(crate) head: Head,
     /// The body. A runner takes it.
     pub body: Body,

@@ -46,6 +46,7 @@ use crate::limits::{BACKLOG_MS, LOG_RETRY_MS, WORKERS_MAX};
 use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
+use crate::sys::mailbox::Mailboxes;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
 use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
@@ -206,6 +207,10 @@ pub struct WorkerContext {
     pub metrics_listeners: Vec<WorkerListener>,
     /// The other slots' listeners, to be accepted from when their owner cannot.
     pub siblings: Vec<SiblingListener>,
+    /// The mailboxes of all slots.
+    pub mailboxes: Mailboxes,
+    /// The age of the first worker that has the listeners of this slot: those before it cannot accept for it.
+    pub listeners_age: u64,
     /// The CPU it is pinned to already.
     pub cpu: Option<usize>,
     /// The page of worker records.
@@ -297,6 +302,9 @@ struct Master<'h> {
     /// Which record belongs to which worker.
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
+    mailboxes: Mailboxes,
+    /// By slot: the age of the first worker that has its listeners.
+    listeners_ages: Vec<u64>,
     /// The listener of the metrics address.
     metrics: Option<Listeners>,
     /// The number of workers that the host knows of.
@@ -399,6 +407,8 @@ impl<'h> Master<'h> {
             shared: Arc::new(shared),
             records: Vec::new(),
             listeners,
+            mailboxes: Mailboxes::default(),
+            listeners_ages: Vec::new(),
             metrics,
             workers: slots.target(),
             reloading: false,
@@ -547,6 +557,7 @@ impl<'h> Master<'h> {
                             record.set_state(WorkerState::Empty);
                             record.set_pid(0);
                         }
+                        self.call_siblings();
                     }
                     if let Err(error) = self.host.child_exit(pid) {
                         self.abandon(&error);
@@ -562,6 +573,15 @@ impl<'h> Master<'h> {
         self.observe(now_ms);
         if self.earlier_master.is_some() && process::parent_id() != self.earlier_master {
             self.promote(now_ms);
+        }
+    }
+
+    /// A worker is gone: the others look after its queue until the next one serves.
+    fn call_siblings(&self) {
+        for record in
+            self.shared.used().map(|(record, _)| record).filter(|record| record.state() == WorkerState::Ready)
+        {
+            self.mailboxes.poke(record.slot() as usize);
         }
     }
 
@@ -784,6 +804,10 @@ impl<'h> Master<'h> {
             self.open_control();
         }
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
+        if old_settings.bind != self.settings.bind {
+            self.listeners_ages.clear();
+            self.listeners_ages.resize(self.listeners.slots(), self.age + 1);
+        }
         self.earlier = Some(match self.earlier.take() {
             // The last generation has not shown yet that it can boot: it is skipped.
             Some(earlier) if self.slots.may_drop() => {
@@ -886,8 +910,18 @@ impl<'h> Master<'h> {
             // A hook failed after this fork was decided.
             return self.slots.fork_failed(slot, monotonic_ms());
         }
+        let before = self.listeners.slots();
         if let Err(error) = self.listeners.grow(slot, self.settings.backlog) {
             error!("cannot listen for one more worker: {}", describe(&error));
+            return self.slots.fork_failed(slot, monotonic_ms());
+        }
+        if self.listeners.slots() > before {
+            self.listeners_ages.resize(slot + 1, 0);
+            self.listeners_ages[before..].fill(self.age + 1);
+        }
+        // All that the settings ask for at once: a worker can write only to those that were there at its fork.
+        if let Err(error) = self.mailboxes.grow(slot.max(self.settings.workers.saturating_sub(1))) {
+            error!("cannot make the mailbox of one more worker: {}", describe(&error));
             return self.slots.fork_failed(slot, monotonic_ms());
         }
         if let Err(error) = self.host.pre_fork(self.age + 1) {
@@ -909,6 +943,7 @@ impl<'h> Master<'h> {
         }
         self.age += 1;
         record.set_age(self.age);
+        record.set_generation(u32::try_from(self.slots.generation()).unwrap_or(u32::MAX));
         // A signal between the fork and the worker's own handlers would be recorded in the wrong
         // process, or end the right one.
         let blocked = match signal::block(master_signals()) {
@@ -1032,6 +1067,8 @@ impl<'h> Master<'h> {
                 .take()
                 .map_or_else(Vec::new, |metrics| metrics.into_worker(slot).0),
             siblings,
+            mailboxes: std::mem::take(&mut self.mailboxes),
+            listeners_age: self.listeners_ages.get(slot).copied().unwrap_or(0),
             cpu,
             shared: self.shared.clone(),
             record,

@@ -280,6 +280,11 @@ impl Slots {
         self.slots.len()
     }
 
+    /// The generation that new workers belong to.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// How many workers there are to be.
     pub(super) fn target(&self) -> usize {
         self.target

@@ -100,7 +100,7 @@ pub enum Event {
 /// One thread's way to the kernel. Created and used on one thread, after the last fork.
 ///
 /// The driver owns none of the descriptors it works with. A connection's socket stays open until
-/// [`Driver::release`], a listener until the turn after [`Driver::stop_accept`]; and at most one
+/// [`Driver::release`], a listener as long as the driver; and at most one
 /// generation of a slot is in use at a time.
 pub trait Driver {
     /// `"io_uring"` or `"epoll"`, for the log.
@@ -115,7 +115,8 @@ pub trait Driver {
     /// What the kernel refuses; an armed accept is left as it is.
     fn accept(&mut self, listener: usize, fd: std::os::fd::RawFd, mode: Accepting) -> io::Result<()>;
 
-    /// Disarms accepting. Connections already taken may still be delivered once.
+    /// Disarms accepting. Connections already taken are still delivered, and one that this driver was woken for in
+    /// place of another process.
     fn stop_accept(&mut self, listener: usize);
 
     /// Arms receiving. Bytes come as [`Event::Received`] until `Ended`, `Failed` or [`Driver::pause`].

@@ -95,9 +95,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct ServerHalf {
     wire: SharedWire,
+    /// Copies of the descriptor, in all processes.
+    copies: Arc<Copies>,
+}
+
+/// The last copy of a descriptor closes the connection.
+#[derive(Debug)]
+struct Copies {
+    wire: SharedWire,
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        end_both(&self.wire);
+    }
+}
+
+fn end_both(wire: &SharedWire) {
+    let mut wire = lock(wire);
+    (wire.server_ended, wire.server_gone) = (true, true);
+    wire.bounce();
 }
 
 impl ServerHalf {
+    fn new(wire: SharedWire) -> Self {
+        let copies = Arc::new(Copies { wire: Arc::clone(&wire) });
+        Self { wire, copies }
+    }
+
+    /// Another descriptor of the same connection, as a process gets one in a letter.
+    #[cfg(test)]
+    pub(super) fn duplicate(&self) -> Self {
+        Self { wire: Arc::clone(&self.wire), copies: Arc::clone(&self.copies) }
+    }
+
     pub(super) fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut wire = lock(&self.wire);
         if wire.reset {
@@ -139,9 +170,7 @@ impl ServerHalf {
     }
 
     pub(super) fn end_both(&self) -> io::Result<()> {
-        let mut wire = lock(&self.wire);
-        (wire.server_ended, wire.server_gone) = (true, true);
-        wire.bounce();
+        end_both(&self.wire);
         Ok(())
     }
 
@@ -157,12 +186,6 @@ impl ServerHalf {
 
     pub(super) fn local_addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, 80).into()
-    }
-}
-
-impl Drop for ServerHalf {
-    fn drop(&mut self) {
-        let _ = self.end_both();
     }
 }
 
@@ -303,6 +326,8 @@ pub struct Sim {
     slots: Vec<Slot>,
     /// Connections given up that had no slot.
     detached: Vec<Token>,
+    /// What is added to the number of a listener of the network, modulo the second number, to get this driver's.
+    numbers: (usize, usize),
     now_ms: u64,
 }
 
@@ -325,9 +350,26 @@ impl Sim {
             listeners: Vec::new(),
             slots: Vec::new(),
             detached: Vec::new(),
+            numbers: (0, usize::MAX),
             now_ms,
         };
         Ok((sim, network))
+    }
+
+    /// A driver on a network that has others, of `count` in all, each with one listener of the network. Each knows
+    /// its own, with this index, as number 0, and those of the others by the numbers behind it.
+    ///
+    /// # Errors
+    /// As [`Sim::new`].
+    #[cfg(test)]
+    pub fn among(seed: u64, network: &Network, index: usize, count: usize) -> io::Result<Self> {
+        let now_ms = network.now_ms();
+        let numbers = (count - index, count);
+        Ok(Self { shared: Arc::clone(&network.shared), numbers, now_ms, ..Self::new(seed)?.0 })
+    }
+
+    fn number(&self, listener: usize) -> usize {
+        (listener + self.numbers.0) % self.numbers.1
     }
 
     /// Whether every receive buffer is free.
@@ -348,6 +390,7 @@ impl Sim {
             self.slots.resize_with(index + 1, Slot::default);
         }
         if self.known(token).is_none() {
+            assert!(!self.slots[index].detaching, "a connection that is given up is used");
             let user = Some((token, Arc::clone(&half.wire)));
             self.slots[index] = Slot { user, ..Slot::default() };
         }
@@ -383,11 +426,13 @@ impl Sim {
         let mut at = 0;
         while at < shared.waiting.len() {
             let listener = shared.waiting[at].0;
-            let armed = matches!(self.listeners.get(listener), Some(Some(_)));
+            let number = self.number(listener);
+            let armed = matches!(self.listeners.get(number), Some(Some(_)));
             if !armed || (lazy && self.dice.one_in(4)) {
                 at += 1;
-            } else if let Some((listener, wire)) = shared.waiting.remove(at) {
-                events.push(Event::Accepted { listener, socket: Socket::from(ServerHalf { wire }) });
+            } else if let Some((_, wire)) = shared.waiting.remove(at) {
+                events
+                    .push(Event::Accepted { listener: number, socket: Socket::from(ServerHalf::new(wire)) });
             }
         }
     }

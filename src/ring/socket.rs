@@ -78,6 +78,12 @@ impl Socket {
         either!(&self.inner, Inner::Kernel { fd, .. } => Some(fd.as_fd()), _half => None)
     }
 
+    /// Another descriptor of a simulated connection.
+    #[cfg(test)]
+    pub(crate) fn duplicate(&self) -> Option<Self> {
+        Some(self.simulated()?.duplicate().into())
+    }
+
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn simulated(&self) -> Option<&sim::ServerHalf> {
         either!(&self.inner, Inner::Kernel { .. } => None, half => Some(half))

@@ -36,6 +36,7 @@ use super::op::{Accepting, Driver, Event, Token};
 use super::{Pool, RecvBuffer, Socket, Waker};
 use crate::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS, SLOTS_MAX};
 use crate::sys::clock::monotonic_ms;
+use crate::sys::fd::is_readable;
 
 /// The buffer group of the ring's receives.
 const GROUP: u16 = 0;
@@ -126,6 +127,8 @@ struct Listener {
     armed: Armed,
     /// What the kernel has been told, while `armed`.
     armed_as: (RawFd, Accepting),
+    /// A cancelled accept may have been woken in place of another process: one more is due.
+    owes_one: bool,
     changed: bool,
 }
 
@@ -435,6 +438,13 @@ impl State {
                 push(queue, &cancel(key, op::CANCEL_ACCEPT));
                 listener.armed = Armed::Cancelling;
             }
+            (false, Armed::No) if std::mem::take(&mut listener.owes_one) => {
+                let accept = opcode::Accept::new(Fd(listener.fd), std::ptr::null_mut(), std::ptr::null_mut());
+                push(queue, &accept.flags(libc::SOCK_CLOEXEC).build().user_data(key));
+                // Somebody else may have been quicker.
+                push(queue, &cancel(key, op::CANCEL_ACCEPT));
+                listener.armed = Armed::Cancelling;
+            }
             (_, Armed::Cancelling) | (false, Armed::No) => {}
         }
     }
@@ -565,7 +575,10 @@ impl State {
                 events.push(Event::AcceptFailed { listener: index, error });
             }
         }
-        if listener.wanted != (listener.armed == Armed::Yes) {
+        // The kernel wakes one of those who wait for a connection. If that was us, and the cancellation came before
+        // we took it, the others sleep on: then we take it after all, at once, without waiting.
+        listener.owes_one = result == -libc::ECANCELED && !listener.wanted && is_readable(listener.fd);
+        if listener.owes_one || listener.wanted != (listener.armed == Armed::Yes) {
             self.change_listener(index);
         }
     }
@@ -587,7 +600,8 @@ impl Driver for Uring {
         let state = &mut self.state;
         if state.listeners.len() <= listener {
             let (armed, armed_as) = (Armed::No, (-1, mode));
-            let none = Listener { fd: -1, mode, wanted: false, armed, armed_as, changed: false };
+            let none =
+                Listener { fd: -1, mode, wanted: false, armed, armed_as, owes_one: false, changed: false };
             state.listeners.resize(listener + 1, none);
         }
         let known = &mut state.listeners[listener];

@@ -78,6 +78,15 @@ pub fn receive(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether a read, or an accept, would find something now. Source: poll(2).
+#[must_use]
+pub fn is_readable(fd: RawFd) -> bool {
+    let mut watched = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one `pollfd`, which lives until the call returns; a timeout of 0 does not wait.
+    let count = unsafe { libc::poll(&raw mut watched, 1, 0) };
+    count == 1 && watched.revents & libc::POLLIN != 0
+}
+
 /// Adds, changes or removes what an epoll instance watches of `fd`. `operation` is `EPOLL_CTL_ADD`,
 /// `EPOLL_CTL_MOD` or `EPOLL_CTL_DEL`. Source: epoll_ctl(2).
 ///

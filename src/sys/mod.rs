@@ -9,6 +9,7 @@ pub mod errno;
 pub mod fd;
 pub mod futex;
 pub mod in_hand;
+pub mod mailbox;
 pub mod metrics;
 pub mod process;
 pub mod rlimit;

@@ -78,13 +78,19 @@ pub struct WorkerRecord {
     /// One more than the slot; 0 when the record was never used.
     slot: AtomicU32,
     order: AtomicU32,
+    generation: AtomicU32,
+    waiting: AtomicU32,
     spent: AtomicBool,
     stuck: AtomicBool,
+    engaged: AtomicBool,
 }
 
 impl WorkerRecord {
     /// Makes the record that of a worker about to be forked into `slot`.
     pub fn reset(&self, slot: u32) {
+        self.generation.store(0, Ordering::Relaxed);
+        self.waiting.store(0, Ordering::Relaxed);
+        self.engaged.store(false, Ordering::Relaxed);
         self.pid.store(0, Ordering::Relaxed);
         self.slot.store(slot.saturating_add(1), Ordering::Relaxed);
         self.order.store(0, Ordering::Relaxed);
@@ -214,9 +220,39 @@ impl WorkerRecord {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Says how many connections the worker has open.
-    pub fn set_connections(&self, count: u32) {
-        self.connections.store(count, Ordering::Relaxed);
+    /// Says how many connections the worker has open, and how many requests wait for a runner there.
+    pub fn set_load(&self, connections: u32, waiting: u32) {
+        self.connections.store(connections, Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// Requests that wait for a runner.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the worker can take on nothing more: its runners are all taken, or it has as many connections
+    /// as it may.
+    pub fn set_engaged(&self, engaged: bool) {
+        self.engaged.store(engaged, Ordering::Release);
+    }
+
+    /// Whether the worker can take on nothing more.
+    #[must_use]
+    pub fn is_engaged(&self) -> bool {
+        self.engaged.load(Ordering::Acquire)
+    }
+
+    /// Says which reload the worker came with. For the master, before the fork.
+    pub fn set_generation(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// Which reload the worker came with: newer ones have higher numbers.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Connections the worker has open.

@@ -14,6 +14,9 @@ pub(super) enum Phase {
     Body(Box<Gathering>),
     /// A runner has the request, or it waits for one. With a decoder, its body still arrives.
     InHand(Option<Box<BodyDecoder>>),
+    /// The request goes to a sibling, of this slot, that has a runner for it: nobody has begun it here. The
+    /// driver is giving the connection up.
+    Moving(Box<Exchange>, usize),
     /// The answer is complete, the request's body is not: its rest is read and dropped.
     Drain(Box<BodyDecoder>, u64),
     /// We have sent our last byte. What still comes is dropped until the client closes too: closing

@@ -4,6 +4,7 @@
 //! requests that became complete to the runners in one batch. Everything here is bookkeeping on bytes;
 //! nothing blocks but [`Driver::turn`], and nothing attaches to an interpreter.
 
+mod balance;
 pub(super) mod inline;
 
 use std::collections::HashSet;
@@ -14,18 +15,19 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use self::balance::Balance;
 use self::inline::Inline;
 use super::access::Expired;
 use super::conn::{Conn, Gathering, Phase};
 use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, SOON_MS, request_id};
-use super::pool::{Pool, Watch, Work};
+use super::pool::{Pool, Progress, Watch, Work};
 use super::request_id::RequestIds;
 use super::status::{Answer, Status};
 use super::table::Table;
 use super::{CONNECTIONS, Door, Notices, Rules, Stop};
 use crate::app::{
-    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Outcome, Peer, Port, Standing,
-    body_bytes, own_answer, refusal,
+    Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Listener, Outcome, Peer, Port,
+    Standing, body_bytes, own_answer, refusal,
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
@@ -106,6 +108,8 @@ pub(super) struct Io {
     told_last: bool,
     /// Requests that waited for a runner at the end of the last turn.
     waiting: usize,
+    /// What siblings do for each other; `None` for a worker without any.
+    balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
     events: Vec<Event>,
@@ -194,6 +198,7 @@ impl Io {
             stuck: None,
             told_last: false,
             waiting: 0,
+            balance: None,
             rested: false,
             events: Vec::new(),
             reports: Vec::new(),
@@ -221,10 +226,14 @@ impl Io {
         self.request_ids = request_ids;
     }
 
-    /// Arms accepting on every listener.
+    /// Arms accepting on every listener of our own, unless they are left to the siblings.
     pub(super) fn open(&mut self) {
+        let shut = self.is_shut();
         for index in 0..self.doors.len() {
             let door = &self.doors[index];
+            if shut && !door.observer {
+                continue;
+            }
             if let Err(error) = self.driver.accept(index, door.fd(), door.accepting) {
                 self.accept_failed(index, &error);
             }
@@ -291,6 +300,7 @@ impl Io {
             self.on_event(event);
         }
         self.events = events;
+        self.read_own_letters();
         let mut expired = std::mem::take(&mut self.expired);
         self.wheel.expired(self.now_ms, &mut expired);
         for token in expired.drain(..) {
@@ -327,6 +337,7 @@ impl Io {
         if self.overdue.next_ms() <= self.now_ms {
             self.look_at_requests();
         }
+        self.even_out();
         Ok(())
     }
 
@@ -391,6 +402,7 @@ impl Io {
         {
             ms = 1;
         }
+        ms = ms.min(self.balance_timeout_ms());
         if self.crowded {
             ms = ms.min(self.room_ms.saturating_sub(self.now_ms));
         }
@@ -416,12 +428,22 @@ impl Io {
             }
             Event::Writable { token } => self.flush(token),
             Event::AcceptFailed { listener, error } => self.accept_failed(listener, &error),
-            Event::Detached { .. } | Event::Readable | Event::Woken => {}
+            Event::Detached { token } => self.on_detached(token),
+            Event::Readable => self.on_letters(),
+            Event::Woken => {}
         }
     }
 
     fn on_accepted(&mut self, at: usize, socket: Socket) {
-        let listener = Arc::clone(&self.doors[at].listener);
+        let Some(listener) = self.listener(at) else { return };
+        let observer = self.doors.get(at).is_some_and(|door| door.observer);
+        if observer || !self.pass_on(&listener, &socket) {
+            self.enter(listener, socket, observer);
+        }
+    }
+
+    /// Takes a connection on. Returns its token, unless the client has left already.
+    fn enter(&mut self, listener: Arc<Listener>, socket: Socket, observer: bool) -> Option<Token> {
         let peer = if listener.unix.is_some() {
             Peer::Unix
         } else {
@@ -429,12 +451,11 @@ impl Io {
                 Ok(Some(addr)) => Peer::from(addr),
                 Ok(None) => Peer::Unix,
                 // It left already.
-                Err(_) => return,
+                Err(_) => return None,
             }
         };
-        let observer = self.doors[at].observer;
         if observer && self.observers >= OBSERVERS_MAX {
-            return;
+            return None;
         }
         let trusted = self.rules.trusts(&peer);
         let before_proxy = self.rules.proxy_mode != ProxyMode::Off && !observer;
@@ -461,6 +482,7 @@ impl Io {
                 self.driver.stop_accept(index);
             }
         }
+        Some(token)
     }
 
     /// Ends the longest idle connections if there is no room for clients that wait. An idle client can connect
@@ -501,7 +523,7 @@ impl Io {
     }
 
     fn accept_failed(&mut self, listener: usize, error: &io::Error) {
-        if self.leaving.is_some() {
+        if self.leaving.is_some() || self.foreign_accept_failed(listener, error) {
             return;
         }
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
@@ -687,6 +709,7 @@ impl Io {
                             // Copied once: the bytes go with the request, and the receive buffer is free
                             // again at the end of this turn whatever the runners do.
                             exchange.request.bytes.extend_from_slice(&rest[..length]);
+                            exchange.request.head_bytes = length;
                             used += length;
                             self.on_head(token, exchange, data.len() > used);
                         }
@@ -726,7 +749,7 @@ impl Io {
                     }
                     self.on_gathered(token);
                 }
-                Phase::InHand(None) => return used,
+                Phase::InHand(None) | Phase::Moving(..) => return used,
                 Phase::InHand(Some(_)) if conn.link.standing() == Standing::Busy => {
                     used += self.feed(token, rest);
                 }
@@ -946,6 +969,8 @@ impl Io {
             // Half closed: the answer, and those to requests already received, still go out.
             Phase::InHand(None) if conn.link.want_attention() == Standing::Busy => {}
             Phase::InHand(None) => self.look(token),
+            // The sibling finds the end behind the bytes.
+            Phase::Moving(..) => {}
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
         }
     }
@@ -1193,6 +1218,11 @@ impl Io {
         if conn.observer {
             self.observers -= 1;
         }
+        self.use_room();
+    }
+
+    /// A connection is gone: accepts again, if there was no room.
+    fn use_room(&mut self) {
         if self.crowded
             && self.conns.len() - self.observers < self.rules.connections_max
             && self.draining.is_none()
@@ -1281,6 +1311,7 @@ impl Io {
                     self.set_deadline(token, self.rules.keepalive_ms);
                 }
             }
+            Phase::Moving(..) => self.set_deadline(token, self.rules.keepalive_ms),
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
         }
     }
@@ -1480,6 +1511,7 @@ impl Io {
             self.observer_port.drain();
             self.draining = Some(self.now_ms + self.rules.graceful_ms);
             self.accept_again_ms = None;
+            self.stop_helping();
         }
         let entrance_ms = if stop == Stop::Retire { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
         if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {

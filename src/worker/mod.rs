@@ -9,8 +9,10 @@ mod conn;
 mod inline_tests;
 mod io;
 mod overdue;
+mod parcel;
 mod pool;
 mod request_id;
+mod siblings;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
@@ -39,6 +41,7 @@ use self::io::inline::Inline;
 use self::overdue::{Overdue, Patience};
 use self::pool::Pool;
 use self::request_id::RequestIds;
+use self::siblings::Kin;
 use self::status::Status;
 use crate::app::native::{Service, Tasks, Worker};
 use crate::app::{Application, Listener, Peer, Port, Runner};
@@ -46,7 +49,7 @@ use crate::config::{Settings, Trusted};
 use crate::error::{Exit, StartError};
 use crate::http::{Policy, ProxyMode};
 use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS, STACK_PATIENCE_MS};
-use crate::master::{LocalAddr, WorkerContext, WorkerListener};
+use crate::master::{LocalAddr, SiblingListener, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
@@ -523,7 +526,27 @@ fn serve(
     io.open();
     context.set_ready();
     let mut life = Life::new(&context.settings, clock::monotonic_ms());
-    let WorkerContext { shared, record, mut signals, master_event, .. } = context;
+    let WorkerContext {
+        shared,
+        record,
+        slot,
+        mut signals,
+        master_event,
+        mailboxes,
+        siblings,
+        listeners_age,
+        ..
+    } = context;
+    mailboxes.fds().for_each(atfork::note);
+    // They need not accept for this slot any longer.
+    for other in shared.used().map(|(other, _)| other).filter(|other| other.state() == WorkerState::Ready) {
+        mailboxes.poke(other.slot() as usize);
+    }
+    let foreign = siblings.into_iter().map(|SiblingListener { slot, listener }| (slot, Door::new(listener)));
+    io.join(
+        Box::new(Kin { shared: Arc::clone(&shared), mailboxes, record, slot, listeners_age }),
+        foreign.collect(),
+    );
     io.tell(Notices { shared: Arc::clone(&shared), record, master_event });
     signals.wake_through(waker.try_clone_fd().map_err(failed)?);
     let orders = Orders { signals, access, shared: Arc::clone(&shared), record, stop: AtomicU8::new(0) };

@@ -22,7 +22,7 @@ use tracing::{debug, error};
 use super::access::{Expired, Recorder};
 use crate::app::{Application, Exchange, Runner};
 use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SPARE_EXCHANGES_MAX};
-use crate::ring::Token;
+use crate::ring::{Token, Waker};
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::metrics::{method_index, status_index};
@@ -106,6 +106,10 @@ struct Queue {
     /// `taken` when it began to rest the last time.
     rested: u64,
     closing: bool,
+    /// The main thread has taken its seat.
+    main_came: bool,
+    /// Whom the next runner that looks for a request wakes.
+    caller: Option<Waker>,
     /// Runner threads that have not left yet, the main thread included.
     alive: usize,
     /// Runners that do not count as one of `threads` ([`Seat::excused`]).
@@ -121,6 +125,19 @@ pub(super) struct Pool {
     /// Where the I/O thread rests.
     rest: Parker,
     left: std::sync::Condvar,
+}
+
+/// How far the runners are, as the I/O thread sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// Requests taken from the queue since the start.
+    pub(super) taken: u64,
+    /// Requests in the queue.
+    pub(super) waiting: usize,
+    /// There are as many runners as there may be, and all have a request.
+    pub(super) all_out: bool,
+    /// [`Pool::call`] was not answered yet.
+    pub(super) called: bool,
 }
 
 /// A request that was answered, as the metrics count it.
@@ -180,6 +197,8 @@ impl Pool {
                 resting: false,
                 rested: 0,
                 closing: false,
+                main_came: false,
+                caller: None,
                 alive: 0,
                 excused: 0,
             }),
@@ -242,6 +261,7 @@ impl Pool {
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn take_next(&self) -> Option<Box<Exchange>> {
         let mut queue = lock(&self.queue);
+        queue.caller = None;
         let exchange = queue.ready.pop_front()?;
         queue.taken += 1;
         Some(exchange)
@@ -342,6 +362,52 @@ impl Pool {
         lock(&self.queue).ready.len()
     }
 
+    /// How far the runners are.
+    #[must_use]
+    pub(super) fn progress(&self) -> Progress {
+        let queue = lock(&self.queue);
+        Progress {
+            taken: queue.taken,
+            waiting: queue.ready.len(),
+            all_out: queue.awake >= self.threads_max + queue.excused,
+            called: queue.caller.is_some(),
+        }
+    }
+
+    /// Has the next runner that looks for a request wake the I/O thread: no polling while all are taken. Returns false
+    /// when no request waits, so that none may ever look.
+    #[must_use]
+    pub(super) fn call(&self, caller: &Waker) -> bool {
+        let mut queue = lock(&self.queue);
+        let waits = !queue.ready.is_empty();
+        if waits {
+            queue.caller = Some(caller.clone());
+        }
+        waits
+    }
+
+    /// Takes up to `count` requests that wait out of the queue, oldest first, of those that `may` go elsewhere.
+    #[expect(clippy::vec_box, reason = "boxes go round between threads; moving them must not move 500 bytes")]
+    pub(super) fn take_back(
+        &self,
+        count: usize,
+        mut may: impl FnMut(&Exchange) -> bool,
+        into: &mut Vec<Box<Exchange>>,
+    ) {
+        let mut queue = lock(&self.queue);
+        let mut index = 0;
+        while into.len() < count
+            && let Some(exchange) = queue.ready.get(index)
+        {
+            if may(exchange) {
+                into.extend(queue.ready.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        self.show(&queue);
+    }
+
     /// Lets the I/O thread sleep while the runners have enough to do: until the queue is empty, at most for
     /// [`REST_MS`], and not at all when no request was taken since the last time. Returns whether it slept.
     ///
@@ -379,7 +445,9 @@ impl Pool {
             return;
         }
         let threads_max = self.threads_max + queue.excused;
-        let all_out = queue.awake >= threads_max;
+        // One place is the main thread's, which may come later: its application is still being bound.
+        let seats = queue.seats.len() + usize::from(!queue.main_came);
+        let all_out = queue.awake >= threads_max || (seats >= threads_max && queue.parked.is_empty());
         if all_out || now - watch.still_ns < BLOCKING_NS {
             return;
         }
@@ -397,7 +465,7 @@ impl Pool {
         if let Some(seat) = queue.wake() {
             drop(queue);
             seat.parker.unpark();
-        } else if queue.seats.len() < threads_max {
+        } else if seats < threads_max {
             drop(queue);
             self.spawn(app);
         }
@@ -443,6 +511,7 @@ impl Pool {
     /// the wait is given to the runner at once.
     pub(super) fn run_main(&self, runner: &mut dyn Runner) {
         let seat = self.sit();
+        lock(&self.queue).main_came = true;
         let _place = Place { pool: self, index: seat };
         self.run(seat, runner, true);
     }
@@ -531,6 +600,10 @@ impl Pool {
             && (quick.is_some_and(|taken| queue.taken != taken) && queue.awake > 1
                 || queue.awake > self.threads_max + queue.excused);
         loop {
+            // Here and not once: a runner that was woken may find that its request was taken back.
+            if let Some(caller) = queue.caller.take() {
+                caller.wake();
+            }
             if !surplus && let Some(exchange) = queue.ready.pop_front() {
                 queue.taken += 1;
                 queue.in_hand += 1;
@@ -659,6 +732,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
+
     use super::*;
 
     /// An application that cannot make a runner, for lack of memory for example.
@@ -692,6 +767,59 @@ mod tests {
         lock(&pool.queue).resting = true;
         assert_eq!((take(), take()), (Some(2), Some(3)));
         assert_eq!(pool.rest.park_timeout(Duration::from_secs(60)), Wakeup::Woken);
+    }
+
+    /// Requests came before the main thread did, and a runner was started for them: with `--threads 1` there were two.
+    #[test]
+    fn the_main_threads_place_is_kept_for_it() {
+        let app: Arc<dyn Application> = Arc::new(Barren);
+        for (threads, may_spawn) in [(1, false), (2, true)] {
+            let pool = Arc::new(Pool::new(threads, Recorder::default()));
+            pool.submit(&mut vec![Box::default()]);
+            let mut watch = Watch::default();
+            let until = Instant::now() + Duration::from_millis(50);
+            while Instant::now() < until && lock(&pool.queue).seats.is_empty() {
+                pool.supervise(&mut watch, &app);
+            }
+            assert_eq!(!lock(&pool.queue).seats.is_empty(), may_spawn, "{threads} threads");
+        }
+    }
+
+    /// The worker stayed stalled for ever: its runner was woken for a request, found that it had been handed over, and
+    /// parked again without a word.
+    #[test]
+    fn a_runner_whose_request_was_taken_back_still_tells_that_it_is_there() {
+        struct Idle;
+        impl Runner for Idle {
+            fn run(&mut self, _exchange: &mut Exchange) {}
+            fn park(&mut self, wait: &mut dyn FnMut()) {
+                wait();
+            }
+        }
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
+        let (driver, _) = crate::ring::open(crate::ring::Io::Epoll).expect("epoll");
+        let main = {
+            let pool = Arc::clone(&pool);
+            thread::spawn(move || pool.run_main(&mut Idle))
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        let parked = || lock(&pool.queue).parked.len() == 1;
+        while !parked() {
+            assert!(Instant::now() < until, "the runner never parks");
+            thread::yield_now();
+        }
+        // All under the lock, so that the runner finds nothing, as when it gets no CPU for a while.
+        let mut queue = lock(&pool.queue);
+        queue.caller = Some(driver.waker());
+        let seat = queue.wake().expect("it is parked");
+        drop(queue);
+        seat.parker.unpark();
+        while pool.progress().called || !parked() {
+            assert!(Instant::now() < until, "the runner says nothing");
+            thread::yield_now();
+        }
+        pool.close();
+        assert!(main.join().is_ok());
     }
 
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.

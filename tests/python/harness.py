@@ -36,6 +36,17 @@ def wait_until(ready: Callable[[], object], what: str, patience: float = PATIENC
         time.sleep(0.01)
 
 
+def stop_process(pid: int) -> None:
+    """SIGSTOP, and wait until every thread stands still: until then one may go on to accept."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    wait_until(stopped, f"{pid} is stopped")
+
+
 def uring_missing() -> str | None:
     """Why io_uring cannot serve on this machine, found without asking the server."""
     numbers = re.findall(r"\d+", platform.release())

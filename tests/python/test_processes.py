@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import APPS, Server, request, wait_until
+from harness import APPS, Server, request, stop_process, wait_until
 
 
 def listeners(port: int) -> int:
@@ -90,7 +90,7 @@ def test_connections_that_wait_outlive_a_killed_worker(serve):
     """A stopped worker accepts nothing: its clients wait in the listen queue, which the master keeps open."""
     site = serve("pep3333:app", "--workers", "1", "--threads", "2")
     (worker,) = site.workers(1)
-    os.kill(worker, signal.SIGSTOP)
+    stop_process(worker)
     clients = [site.client() for _ in range(30)]
     for client in clients:
         client.send(request("GET", "/environ"))

@@ -439,4 +439,6 @@ pub fn fuzz_connection(data: &[u8]) {
 }
 
 #[cfg(test)]
+mod siblings;
+#[cfg(test)]
 mod tests;

@@ -78,6 +78,23 @@ impl Runners {
         self.records.get(&id).copied().unwrap_or_default()
     }
 
+    /// From now on so many run at the same time; 0: all are stuck, and nobody takes a request.
+    #[cfg(test)]
+    pub(super) fn set_threads(&mut self, threads: usize) {
+        self.threads = threads;
+    }
+
+    /// Adds what other runners have done. No request was run by both.
+    #[cfg(test)]
+    pub(super) fn absorb(&mut self, other: &Self) {
+        for (id, record) in &other.records {
+            if record.runs > 0 {
+                assert_eq!(self.record(*id).runs, 0, "request {id} ran in two workers");
+                self.records.insert(*id, *record);
+            }
+        }
+    }
+
     pub(super) fn is_at_work(&self) -> bool {
         !self.jobs.is_empty() || self.pool.waiting() > 0
     }
