@@ -88,6 +88,7 @@ class Settings(TypedDict, total=False):
     statsd_host: str
     statsd_prefix: str
     dogstatsd_tags: str
+    enable_backlog_metric: bool
     # Process
     chdir: str
     pythonpath: Text

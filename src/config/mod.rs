@@ -435,6 +435,8 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
         }
     }
 
+    // Before the application is looked for: a refused setting may be what names it (paste).
+    values.refuse_or_notice(&mut notices)?;
     let mut positional = parsed.positional.into_iter();
     let own = program.and_then(|program| program.app.clone());
     let app = match positional.next().or_else(|| values.text("wsgi_app")).or(own) {
@@ -450,7 +452,6 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
         let text = format!("arguments after the application are ignored: {}", ignored.join(" "));
         notices.push(Notice { level: Level::Warning, text });
     }
-    values.refuse_or_notice(&mut notices)?;
     values.check_directory(directory)?;
     let settings = build(values, app, &cpus(), notices)?;
     Ok(Loaded::Run(Box::new(settings)))
@@ -616,9 +617,6 @@ impl Values {
                 Support::Refused(instead) => {
                     let what = format!("{} = {} cannot be honoured", setting.name, entry.value);
                     return Err(StartError::new(Exit::Start, what).from(from).hint(instead));
-                }
-                Support::NotYet(instead) => {
-                    (Level::Warning, format!("{} is not honoured yet ({from}): {instead}", setting.name))
                 }
                 Support::NoOp(why) => {
                     (Level::Debug, format!("{} has no effect ({from}): {why}", setting.name))

@@ -126,8 +126,6 @@ pub enum Support {
     Honoured,
     /// Accepted, and has nothing to do; why. A debug line tells when it is set.
     NoOp(&'static str),
-    /// Not honoured so far; what to do meanwhile. A warning tells when it is set.
-    NotYet(&'static str),
     /// Serving without it would be wrong, so the server does not start; what to do instead.
     Refused(&'static str),
 }
@@ -685,7 +683,8 @@ pub static SETTINGS: &[Setting] = &[
         Path,
         text("-"),
         "File for the server's own messages; - = standard error",
-    ),
+    )
+    .start(),
     setting(
         Logging,
         "loglevel",
@@ -1259,7 +1258,6 @@ pub fn markdown() -> String {
          The last column says what Ringhorn does with a setting:\n\n\
          - **yes**: it does what it says.\n\
          - **nothing to do**: accepted, without effect, for the reason given.\n\
-         - **not yet**: a warning at start names it and says what to do meanwhile.\n\
          - **refused**: the server does not start with it, because serving without it would be wrong.\n",
     );
     for group in Group::ALL {
@@ -1283,7 +1281,6 @@ pub fn markdown() -> String {
             let support = match setting.support {
                 Support::Honoured => "yes".to_owned(),
                 Support::NoOp(why) => format!("nothing to do: {why}"),
-                Support::NotYet(instead) => format!("not yet: {instead}"),
                 Support::Refused(instead) => format!("refused: {instead}"),
             };
             let cells = [

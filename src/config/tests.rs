@@ -300,20 +300,22 @@ fn refused_settings_stop_the_start_and_name_themselves() {
         ("--dirty-app a:B", "dirty_apps"),
         ("--http-protocols h1,h2", "http_protocols"),
         ("--paste x.ini", "paste"),
+        ("--spew", "spew"),
     ] {
         let error = error(&format!("app:app {line}"));
         assert!(error.starts_with(&format!("error: {name} = ")), "{error}");
         assert!(error.contains("on the command line\n  hint: "), "{error}");
     }
+    // Also where it is what names the application.
+    assert!(error("--paste x.ini").starts_with("error: paste = "));
 }
 
 #[test]
 fn settings_without_effect_are_noticed() {
-    let notices = settings("--spew --worker-tmp-dir /dev/shm app:app").notices;
-    let find = |name: &str| notices.iter().find(|notice| notice.text.starts_with(name)).unwrap();
-    assert_eq!(find("spew").level, Level::Warning);
-    assert_eq!(find("worker_tmp_dir").level, Level::Debug);
-    assert!(find("spew").text.contains("--spew on the command line"));
+    let notices = settings("--worker-tmp-dir /dev/shm app:app").notices;
+    let told = notices.iter().find(|notice| notice.text.starts_with("worker_tmp_dir has no effect")).unwrap();
+    assert_eq!(told.level, Level::Debug);
+    assert!(told.text.contains("--worker-tmp-dir on the command line"));
     assert!(notices.iter().all(|notice| !notice.text.contains('\n')));
     assert!(settings("--max-requests 0 app:app").notices.is_empty(), "a default is nothing to speak of");
 }

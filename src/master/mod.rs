@@ -1166,6 +1166,7 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
         "syslog_addr",
         "syslog_prefix",
         "syslog_facility",
+        "disable_redirect_access_to_syslog",
     ] {
         // By its name: a config file that is run again makes another class.
         let shown = |settings: &Settings| settings.value(name).map(|(value, _)| value.to_string());

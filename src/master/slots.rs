@@ -12,9 +12,8 @@ use crate::sys::process::{Ending, Pid};
 use crate::sys::shared::Order;
 use crate::sys::signal::Signal;
 
-/// A worker that dies sooner than this after its fork counts as one that cannot run, in ms.
-const EARLY_MS: u64 = 1_000;
-/// Wait before a slot is filled again after its worker could not run: it doubles from here, in ms.
+/// Wait before a slot is filled again after its worker could not run: it doubles from here, in ms. No slot is filled
+/// more often than that after deaths.
 const BACK_OFF_FIRST_MS: u64 = 100;
 /// Longest such wait, in ms.
 const BACK_OFF_MAX_MS: u64 = 10_000;
@@ -385,7 +384,7 @@ impl Slots {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.forking = false;
         }
-        self.vacate(slot, true, now_ms);
+        self.vacate(slot, true, now_ms, now_ms);
     }
 
     /// What the record of a worker says.
@@ -453,13 +452,14 @@ impl Slots {
             && worker.generation == self.generation
             && self.phase == Phase::Running
             && self.drop_generation(pid, now_ms);
-        // A worker that served and left in order, however soon, was asked to (by an operator). All
-        // others that did not last are held back, or they would spin.
+        // A worker that served and left in order, however soon, was asked to (by an operator). One that served and
+        // died is replaced at once, or whoever kills workers stops the server; only a crash that follows the fork
+        // at once is slowed down. Those that never served are held back longer and longer, or they would spin.
         let in_order = worker.seen.ready && ending == Ending::Code(0);
-        let early = !worker.seen.ready || now_ms < worker.forked_ms + EARLY_MS;
+        let from_ms = if in_order { now_ms } else { worker.forked_ms + BACK_OFF_FIRST_MS };
         self.forget_earlier();
         if worker.stays() {
-            self.vacate(worker.slot, early && !in_order && !dropped, now_ms);
+            self.vacate(worker.slot, !worker.seen.ready && !dropped, from_ms, now_ms);
         } else {
             self.close_slots();
             self.finish_when_empty();
@@ -873,7 +873,7 @@ impl Slots {
 
     /// A worker of the slot is gone: the slot is filled again, unless somebody is there or the server
     /// stops.
-    fn vacate(&mut self, index: usize, failed: bool, now_ms: u64) {
+    fn vacate(&mut self, index: usize, failed: bool, from_ms: u64, now_ms: u64) {
         if self.phase == Phase::Running {
             if index < self.target
                 && let Some(slot) = self.slots.get_mut(index)
@@ -885,7 +885,7 @@ impl Slots {
                     self.actions.push(Action::Log(Note::BackOff { slot: index, delay_ms }));
                 } else {
                     slot.failures = 0;
-                    slot.due_ms = now_ms;
+                    slot.due_ms = now_ms.max(from_ms);
                 }
             }
             self.close_slots();
@@ -915,10 +915,8 @@ fn boot_failure(ending: Ending) -> Option<Exit> {
 }
 
 fn back_off_ms(failures: u32) -> u64 {
-    BACK_OFF_FIRST_MS
-        .checked_shl(failures)
-        .unwrap_or(BACK_OFF_MAX_MS)
-        .clamp(BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS)
+    // A shift drops the bits that leave the number, so the power is bounded, too.
+    (BACK_OFF_FIRST_MS << failures.min(BACK_OFF_MAX_MS.ilog2())).min(BACK_OFF_MAX_MS)
 }
 
 #[cfg(test)]
@@ -981,7 +979,7 @@ mod tests {
             let mut world = Self::new(RULES);
             world.ready(0);
             world.ready(1);
-            world.live(EARLY_MS, &[0, 1]);
+            world.live(1_000, &[0, 1]);
             world
         }
 
@@ -1171,12 +1169,29 @@ mod tests {
         {
             let mut world = World::new(RULES);
             world.ready(0);
-            world.live(EARLY_MS, &[0]);
+            world.live(1_000, &[0]);
             world.end(0, ending);
             assert_eq!(world.due(), Some(0), "{ending:?}");
             world.pass(0);
             assert_eq!((world.forks, world.finished), (3, None), "{ending:?}");
         }
+    }
+
+    /// Killed again and again soon after it began to serve (an impatient operator, the kernel's memory killer): the
+    /// wait does not grow, or the server would be gone for as long as ten seconds at a time.
+    #[test]
+    fn a_worker_that_served_is_replaced_at_once_however_soon_and_often_it_is_killed() {
+        let mut world = World::new(Rules { workers: 1, ..RULES });
+        for _ in 0..10 {
+            world.ready(0);
+            world.pass(200);
+            world.end(0, Ending::Signal(9));
+            assert_eq!(world.due(), Some(0));
+            world.pass(0);
+        }
+        world.ready(0);
+        world.end(0, Ending::Signal(11));
+        assert_eq!(world.due(), Some(BACK_OFF_FIRST_MS), "it crashed with its first request");
     }
 
     /// Promise 5: a worker that cannot boot does not spin.
@@ -1192,13 +1207,16 @@ mod tests {
             assert_eq!(world.alive.len(), 1);
         }
         world.ready(0);
-        world.live(EARLY_MS, &[0]);
+        world.live(1_000, &[0]);
         world.end(0, Ending::Code(1));
         assert_eq!(world.due(), Some(0));
         world.pass(0);
         world.end(0, Ending::Code(1));
         assert_eq!(world.due(), Some(100), "the count starts again");
-        assert_eq!(back_off_ms(u32::MAX), BACK_OFF_MAX_MS);
+        // 62 doublings leave nothing of the number but zeroes.
+        for failures in [7, 62, 63, 64, u32::MAX] {
+            assert_eq!(back_off_ms(failures), BACK_OFF_MAX_MS, "{failures}");
+        }
     }
 
     /// `max_requests` under load may recycle a worker many times in a second.

@@ -20,6 +20,7 @@ use tracing::warn;
 
 use super::LogTarget;
 use crate::limits::LOG_BUFFER_BYTES;
+use crate::sys::signal;
 
 /// How long lines are gathered before they are written. One wake-up for many lines keeps the
 /// writer's thread from taking the CPU after each request; nobody reads a log faster.
@@ -158,6 +159,11 @@ impl Drop for LogWriter {
 
 /// The thread: gathers lines, writes them, reports what was lost.
 fn run(shared: &Shared, mut output: File) {
+    // Signals are the main thread's: one that lands here would not end its wait. Without the block the log is
+    // still written, which is worth more.
+    if let Err(error) = signal::block_all_in_this_thread() {
+        warn!("the thread of the {} cannot block signals: {error}", shared.name);
+    }
     let mut batch = Vec::new();
     let mut lost = 0;
     let mut reported: Option<Instant> = None;

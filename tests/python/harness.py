@@ -11,7 +11,9 @@ import platform
 import re
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +61,44 @@ def uring_missing() -> str | None:
         return f"io_uring_setup: {errno.errorcode.get(ctypes.get_errno(), ctypes.get_errno())}"
     os.close(fd)
     return None
+
+
+def ipv6_missing() -> str | None:
+    """Why nobody can be served over IPv6 on this machine."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        return f"no IPv6: {error}"
+    return None
+
+
+def spaces_missing() -> str | None:
+    """Why processes cannot be given their own view of processes and mounts here."""
+    if os.geteuid() != 0:
+        return "only root can make namespaces"
+    made = subprocess.run(["unshare", "--pid", "--mount", "--fork", "--mount-proc", "true"], capture_output=True)
+    return f"namespaces cannot be made here: {made.stderr.decode()}" if made.returncode else None
+
+
+def open_python_to_all() -> str:
+    """Shell commands for a mount namespace of one's own in which every user may read this Python.
+
+    A Python in root's home is out of everybody else's reach. There the closed directory is covered with an open one
+    that holds nothing but the Python.
+    """
+    lines = ["set -e"]
+    held: dict[Path, str] = {}
+    for path in dict.fromkeys(Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)):
+        closed = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & stat.S_IXOTH]
+        if not closed:
+            continue
+        if closed[0] not in held:
+            number = 9 - len(held)
+            held[closed[0]] = f"/proc/self/fd/{number}"
+            lines += [f"exec {number}<{closed[0]}", f"mount -t tmpfs -o mode=755 tmpfs {closed[0]}"]
+        lines += [f"mkdir -p {path}", f"mount --no-canonicalize --bind {held[closed[0]]}/{path.relative_to(closed[0])} {path}"]
+    return "\n".join(lines)
 
 
 # --- messages
@@ -117,13 +157,15 @@ class Client:
     status_line = re.compile(r"(HTTP/1\.[01]) (\d{3}) ?(.*)")
 
     def __init__(self, address: Address, timeout: float = PATIENCE, receive_buffer: int | None = None):
-        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        family = socket.AF_UNIX
+        if not isinstance(address, str):
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(timeout)
         self.socket.connect(address)
-        if family == socket.AF_INET:
+        if family != socket.AF_UNIX:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.held = b""
 

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -106,10 +105,11 @@ def kinds(log: str) -> list[str]:
 class Run:
     """A server started with a command line of the check list, in a directory of its own."""
 
-    def __init__(self, name: str, root: Path, args: list[str], env: dict[str, str]):
+    def __init__(self, name: str, root: Path, args: list[str], env: dict[str, str], inside: list[str]):
+        self.name = name
         self.project, self.out = root / "project", root / "out"
         self.env = harness.clean_environment({"PROJECT": str(self.project), **env})
-        self.command = [sys.executable, "-m", name, *args]
+        self.command = [*inside, sys.executable, "-m", name, *args]
         self.unlogged = {path.name for path in self.project.iterdir()}
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
@@ -145,8 +145,9 @@ class Run:
 
     def ask(self, data: bytes | None = None, at: int = 0) -> harness.Response:
         address = self.addresses()[at]
-        if isinstance(address, tuple) and address[0] == "0.0.0.0":
-            address = ("127.0.0.1", address[1])
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        if isinstance(address, tuple):
+            address = (everywhere.get(address[0], address[0]), address[1])
         if isinstance(address, str):
             address = str(self.project / address)
         with Client(address) as client:
@@ -189,6 +190,7 @@ def both(tmp_path, io) -> Iterator[Callable]:
         workers: int | None = 1,
         binds: int = 1,
         stop: bool = True,
+        inside: list[str] | None = None,
     ) -> tuple[Told, Told]:
         told = []
         for name in SERVERS:
@@ -205,7 +207,7 @@ def both(tmp_path, io) -> Iterator[Callable]:
             listen = ["-b", "127.0.0.1:0"] if bind else []
             # gunicorn has one worker by default, and one thread; who says a number says it to both.
             count = ["-w", "1"] if workers == 1 and "-w" not in args and bind else []
-            server = Run(name, root, [*own, *listen, *count, *args], env or {})
+            server = Run(name, root, [*own, *listen, *count, *args], env or {}, inside or [])
             runs.append(server)
             if stop:
                 server.wait(binds, workers)
@@ -247,6 +249,14 @@ COMMANDS = {
     "4 workers": (["-w", "2", "app:app"], {"workers": 2}),
     "4 any address": (["-b", ":0", "-w", "1", "app:app"], {"bind": False}),
     "4 two addresses": (["-b", "127.0.0.1:0", "app:app"], {"binds": 2}),
+    "4 two different addresses": (
+        ["-b", "127.0.0.2:0", "-b", "127.0.0.1:0", "-w", "1", "app:app"],
+        {"bind": False, "binds": 2},
+    ),
+    "4 a file and an address": (
+        ["-b", "unix:app.sock", "-b", "127.0.0.1:0", "-w", "1", "app:app"],
+        {"bind": False, "binds": 2},
+    ),
     "5 Heroku": (
         ["mysite.wsgi", "--log-file", "-"],
         {"env": {"PORT": "0", "WEB_CONCURRENCY": "2"}, "bind": False, "workers": 2},
@@ -302,12 +312,38 @@ def test_a_command_does_the_same(both, name):
     assert any("Error handling request" in line for line in ours.lines)
 
 
+def test_4_every_address_of_both_families(both):
+    """`[::]` also serves clients that come over IPv4. They have the address that they have anywhere else."""
+    missing = harness.ipv6_missing()
+    if missing:
+        pytest.skip(missing)
+
+    def ask(server: Run) -> None:
+        server.ask(request("GET", "/six"))
+        with Client(("127.0.0.1", server.addresses()[0][1])) as client:
+            server.told.environs.append(client.get("/four").json())
+        pattern = r'(\S+) - - \[[^]]+\] "GET /(six|four)'
+        wait_until(lambda: len(re.findall(pattern, server.text())) == 2, "two access lines")
+        server.told.access = re.findall(pattern, server.text())
+
+    theirs, ours = both(["-b", "[::]:0", "-w", "1", "--access-logfile", "-", "app:app"], ask, bind=False)
+    assert [environ.pop("REMOTE_ADDR") for environ in theirs.environs] == ["::1", "::ffff:127.0.0.1"]
+    assert [environ.pop("REMOTE_ADDR") for environ in ours.environs] == ["::1", "127.0.0.1"]
+    assert_same(theirs, ours)
+    assert theirs.access == [("::1", "six"), ("::ffff:127.0.0.1", "four")]
+    assert ours.access == [("::1", "six"), ("127.0.0.1", "four")]
+
+
+def open_to_all(path: Path) -> None:
+    """pytest's directories are their owner's alone."""
+    for directory in [path, *list(path.parents)[:2]]:
+        directory.chmod(0o755)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_6_a_unix_socket_and_another_user(both, tmp_path):
     """The file's mode and owner, and who runs the application."""
-    tmp_path.chmod(0o755)
-    for parent in list(tmp_path.parents)[:2]:
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     seen = {}
 
     def ask(server: Run) -> None:
@@ -369,6 +405,38 @@ def test_13_preload_imports_once_in_the_master(both, tmp_path):
     theirs, ours = both(["--preload", "-w", "2", "app:app"], ask, workers=2, env={"IMPORTS": str(imports)})
     assert_same(theirs, ours)
     assert seen == [True, True]
+
+
+def test_14_reload_as_another_user(both, tmp_path):
+    """Started by root, served by nobody, who loads the application and loads it again when it has changed."""
+    missing = harness.spaces_missing()
+    if missing:
+        pytest.skip(missing)
+    open_to_all(tmp_path)
+
+    def ask(server: Run) -> None:
+        server.ask()
+        if server.name == "ringhorn":
+            pid = server.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            titles = [Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") for pid in (pid, *children)]
+            assert titles == [b"ringhorn: master [app:app]", b"ringhorn: worker [app:app]"]
+        # Another length, so that the change shows whatever the clock of the file system is worth.
+        (server.project / "app.py").write_text(APP.replace('name="default"', 'name="changed since"'))
+
+        def changed() -> bool:
+            with contextlib.suppress(OSError, AssertionError):
+                server.ask(request("GET", "/changed", "Connection: close"))
+            return server.told.environs[-1]["made"][0] == "changed since"
+
+        wait_until(changed, "the changed application answers")
+        server.told.environs = [server.told.environs[0], server.told.environs[-1]]
+
+    inside = ["unshare", "--mount", "sh", "-c", harness.open_python_to_all() + '\nexec "$@"', "sh"]
+    args = ["--reload", "--user", "nobody", "--group", "nogroup", "-w", "1", "app:app"]
+    theirs, ours = both(args, ask, inside=inside, workers=None)
+    assert_same(theirs, ours, lines=False)
+    assert [environ["process"]["uid"] for environ in ours.environs] == [65534, 65534]
 
 
 def test_15_logs_to_the_terminal(both):
@@ -586,6 +654,14 @@ def test_24_exit_codes(both, args, code):
     assert ours.files == theirs.files
 
 
+def test_24_the_version_is_where_scripts_look_for_it(io):
+    """A word, and the number in parentheses, on standard output."""
+    told = [harness.run_to_end([sys.executable, "-m", name], "--version") for name in SERVERS]
+    for (code, text), name in zip(told, SERVERS, strict=True):
+        assert code == 0
+        assert re.fullmatch(rf"{name} \(version \d+\.\d+\.\d+\S*\)\n", text)
+
+
 # --- config files
 
 CONF = """
@@ -655,9 +731,12 @@ def test_29_30_and_31_hooks(both):
     hooks = []
 
     def ask(server: Run) -> None:
+        noted = server.project / "hooks.txt"
         with Client(server.addresses()[0]) as client:
-            for target in ("/first", "/second"):
+            for number, target in enumerate(("/first", "/second"), 1):
                 server.told.environs.append(client.get(target).json())
+                # The client has its answer before the hook runs, and another thread may take what it asks next.
+                wait_until(lambda wanted=f"post_request {number}": wanted in noted.read_text(), "post_request")
         server.term()
         server.process.wait(harness.PATIENCE)
         assert "[INFO] Server is ready. Spawning workers" in server.text()
@@ -673,36 +752,105 @@ def test_29_30_and_31_hooks(both):
 # --- what runs it
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs to make a namespace of processes"
-)
+def test_39_behind_a_proxy_at_a_unix_socket(both):
+    """What nginx sends by default, and with connections kept; whoever can write to the file is trusted."""
+    line = r'(.*) - - \[[^]]+\] ("(?:GET|POST) /(?:old|kept).*)'
+
+    def ask(server: Run) -> None:
+        told = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "X-Real-IP: 192.0.2.1")
+        old = request("GET", "/old", *told, "Connection: close", version="HTTP/1.0")
+        server.ask(old.replace(b"Host: localhost", b"Host: shop.example:8443"))
+        with Client(str(server.project / "app.sock")) as client:
+            for _ in range(2):
+                server.told.environs.append(client.ask(request("POST", "/kept", *told, body=b"a=b")).json())
+        wait_until(lambda: len(re.findall(line, server.text())) == 3, "three access lines")
+        server.told.access = re.findall(line, server.text())
+
+    args = ["--bind", "unix:app.sock", "--access-logfile", "-", "--threads", "2", "-w", "1", "app:app"]
+    theirs, ours = both(args, ask, bind=False)
+    assert_same(theirs, ours)
+    for environ, other in zip(ours.environs, theirs.environs, strict=True):
+        assert environ["wsgi.url_scheme"] == "https"
+        assert environ["SERVER_PORT"] == other["SERVER_PORT"]
+    assert {host for host, _ in theirs.access} == {""}
+    assert {host for host, _ in ours.access} == {"-"}
+    # The length of the body is that of the application's answer, which has the server's name in it.
+    shown = [[re.sub(r' \d+ (?=")', " ", rest) for _, rest in told.access] for told in (theirs, ours)]
+    assert shown[1] == shown[0]
+
+
+ORPHANS = '''
+import errno, json, os, subprocess
+
+def app(environ, start_response):
+    body = environ["wsgi.input"].read()
+    # The shell ends at once, and what it started becomes a child of process 1.
+    subprocess.run(["sh", "-c", "sleep 0.1 >/dev/null 2>&1 &"], check=True)
+    try:
+        open("written", "w").close()
+        error = None
+    except OSError as failure:
+        error = errno.errorcode[failure.errno]
+    told = {"error": error, "uid": os.getuid(), "length": len(body), "parent": os.getppid()}
+    start_response("200 OK", [])
+    return [json.dumps(told).encode()]
+'''
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
 @pytest.mark.parametrize("name", SERVERS)
-def test_36_as_process_1_of_a_container(io, tmp_path, name):
-    """As the first process: orphans are reaped, TERM ends it with 0."""
-    (tmp_path / "app.py").write_text(APP)
+def test_36_as_process_1_of_a_container(io, tmp_path, name, user):
+    """As the first process, with nothing to write to but /dev/shm: orphans are reaped, TERM ends it with 0."""
+    missing = harness.spaces_missing()
+    if missing:
+        pytest.skip(missing)
+    open_to_all(tmp_path)
+    project = tmp_path / "project"
+    project.mkdir(mode=0o777)
+    project.chmod(0o777)
+    (project / "app.py").write_text(ORPHANS)
     own = ["--io", io] if name == "ringhorn" else ["--no-control-socket"]
-    command = [sys.executable, "-m", name, *own, "--bind", "127.0.0.1:0", "-w", "1", "app:app"]
+    command = [sys.executable, "-m", name, *own, "--bind", "127.0.0.1:0", "-w", "1"]
+    command += ["--worker-tmp-dir", "/dev/shm", "app:app"]
+    if user != "root":
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    closed = f"""{harness.open_python_to_all()}
+        mount --bind {project} {project}
+        mount -o remount,ro,bind {project}
+        mount -o remount,ro,bind /
+        cd {project}
+        exec "$@"
+    """
     log = tmp_path / "log"
-    spaces = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    spaces = ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child", "sh", "-c", closed, "sh"]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*spaces, *command],
-            cwd=tmp_path,
+            cwd=project,
             env=harness.clean_environment({"HOME": "/nonexistent"}),
+            stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
+
+    def children(pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     try:
         wait_until(lambda: "Booting worker" in log.read_text() or process.poll() is not None, "it serves")
-        if "unshare failed" in log.read_text() or "Operation not permitted" in log.read_text():
-            pytest.skip("namespaces cannot be made here")
         assert process.poll() is None, log.read_text()
-        assert re.search(r"Listening at: \S+ \(1\)", log.read_text())
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGTERM)
+        port = re.search(r"Listening at: \S+:(\d+) \(1\)", log.read_text())
+        assert port, log.read_text()
+        master = children(process.pid)[0]
+        with Client(("127.0.0.1", int(port[1]))) as client:
+            told = client.ask(request("POST", "/", body=b"x" * 3_000_000)).json()
+        assert told == {"error": "EROFS", "uid": 0 if user == "root" else 65534, "length": 3_000_000, "parent": 1}
+        wait_until(lambda: len(children(master)) == 1, "the orphan is reaped, and the worker is left")
+        os.kill(master, signal.SIGTERM)
         assert process.wait(harness.PATIENCE) == 0
         assert "Shutting down: Master" in log.read_text()
+        assert "Traceback" not in log.read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

