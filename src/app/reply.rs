@@ -460,6 +460,10 @@ impl Reply {
             self.behind = false;
         }
         let total = self.out.len() + body.len() + after.len();
+        if total == 0 {
+            // What an application gives beyond its Content-Length is not sent; the socket may have been told the end.
+            return Ok(None);
+        }
         let mut sent = 0;
         if !self.behind {
             let parts = [IoSlice::new(&self.out), IoSlice::new(body), IoSlice::new(after)];
@@ -618,6 +622,8 @@ mod tests {
         reply.begin(link, Version::Http11, false, false);
         reply.start(b"200 OK").unwrap();
         reply.send(b"all of it", Some(9), false, || unreachable_hold()).unwrap();
+        // Nothing of this is sent. It met the end that was, and the connection was reset.
+        assert!(reply.send(b"and more", None, false, || unreachable_hold()).is_ok());
         let mut got = Vec::new();
         client.read_to_end(&mut got).unwrap();
         assert!(got.ends_with(b"\r\n\r\nall of it"), "{}", got.escape_ascii());
