@@ -112,6 +112,8 @@ pub(super) struct Io {
     balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
+    /// The last turn brought more than one event.
+    busy: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -200,6 +202,7 @@ impl Io {
             waiting: 0,
             balance: None,
             rested: false,
+            busy: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -252,7 +255,7 @@ impl Io {
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
-            if self.waiting > 0 && self.pool.rest() {
+            if (self.waiting > 0 || self.busy) && self.pool.rest(self.busy) {
                 self.waiting = self.pool.waiting();
                 self.rested = true;
             }

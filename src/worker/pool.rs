@@ -5,7 +5,8 @@
 //! its work queues:
 //!
 //! - one while requests are quick, because threads that share an interpreter lock and a core only fight;
-//! - another each time requests wait and every runner with a request is blocked ([`Pool::supervise`]);
+//! - another each time requests wait and every runner with a request is blocked ([`Pool::supervise`]), or at once where
+//!   nearly all requests have blocked;
 //! - a runner that finishes a quick request and sees that others took requests meanwhile parks again: it
 //!   is one too many. If nobody did, the others are blocked, because this one held the interpreter lock all
 //!   the time, and it goes on.
@@ -21,7 +22,9 @@ use tracing::{debug, error};
 
 use super::access::{Expired, Recorder};
 use crate::app::{Application, Exchange, Runner};
-use crate::limits::{BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SPARE_EXCHANGES_MAX};
+use crate::limits::{
+    BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SHORT_REST_US, SPARE_EXCHANGES_MAX,
+};
 use crate::ring::{Token, Waker};
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
@@ -32,8 +35,11 @@ use crate::sys::thread_clock::ThreadClock;
 
 /// A request that took longer than this on the wall, and less than half of it on the CPU, has blocked.
 const BLOCKING_NS: u64 = 1_000_000;
-/// A runner that computes for longer than this gets company, so that short requests pass it.
-const COMPANY_NS: u64 = 30_000_000;
+/// A runner that computes for longer than this gets company, so that short requests pass it: twice as long as Python
+/// lets a thread keep the interpreter from another one.
+const COMPANY_NS: u64 = 10_000_000;
+/// So many requests in a row have blocked where all are taken to block. A quick one undoes two.
+const BLOCKING_MAX: u8 = 8;
 
 /// One runner thread, as the others see it.
 struct Seat {
@@ -75,6 +81,15 @@ pub(super) struct Work {
     pub(super) thread: u64,
 }
 
+/// How a runner's last request went, when others were awake.
+#[derive(Clone, Copy)]
+struct Ended {
+    /// Its number.
+    taken: u64,
+    /// It waited for something, more than it computed.
+    blocked: bool,
+}
+
 /// A request taken from the queue.
 struct Turn {
     exchange: Box<Exchange>,
@@ -101,7 +116,9 @@ struct Queue {
     taken: u64,
     /// Requests that a runner has.
     in_hand: usize,
-    /// The I/O thread rests until the queue is empty ([`Pool::rest`]).
+    /// Rises with each request that blocked and falls with each that did not, to [`BLOCKING_MAX`].
+    blocking: u8,
+    /// The I/O thread rests until no runner is awake ([`Pool::rest`]).
     resting: bool,
     /// `taken` when it began to rest the last time.
     rested: u64,
@@ -175,6 +192,8 @@ pub(super) struct Watch {
     still_ns: u64,
     /// Since when somebody computes while requests wait.
     busy_ns: u64,
+    /// The requests that had computed for [`COMPANY_NS`] when others were last given company.
+    long: Vec<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,6 +213,7 @@ impl Pool {
                 seats: Vec::new(),
                 taken: 0,
                 in_hand: 0,
+                blocking: 0,
                 resting: false,
                 rested: 0,
                 closing: false,
@@ -230,12 +250,27 @@ impl Pool {
             return 0;
         }
         let mut queue = lock(&self.queue);
+        if queue.ready.is_empty() {
+            // The runners have something to do again.
+            queue.rested = u64::MAX;
+        }
         queue.ready.extend(batch.drain(..));
         let waiting = queue.ready.len();
         let woken = if queue.awake == 0 { queue.wake() } else { None };
+        // Where nearly all requests block, waiting to see this one block too would only hold up those behind it. An
+        // empty vector is no allocation.
+        let mut more = Vec::new();
+        if queue.blocking == BLOCKING_MAX {
+            while more.len() + usize::from(woken.is_some()) < waiting
+                && queue.awake < self.threads_max + queue.excused
+                && let Some(seat) = queue.wake()
+            {
+                more.push(seat);
+            }
+        }
         self.show(&queue);
         drop(queue);
-        if let Some(seat) = woken {
+        for seat in woken.into_iter().chain(more) {
             seat.parker.unpark();
         }
         waiting
@@ -408,26 +443,38 @@ impl Pool {
         self.show(&queue);
     }
 
-    /// Lets the I/O thread sleep while the runners have enough to do: until the queue is empty, at most for
-    /// [`REST_MS`], and not at all when no request was taken since the last time. Returns whether it slept.
+    /// Lets the I/O thread sleep while the runners have enough to do: until they have answered all that waits, at most
+    /// [`REST_MS`], and no longer than a millisecond in which no request was taken. After a `busy` turn, one with several
+    /// events, it rests for a moment also when none waits but a runner has one in hand. Returns whether it slept.
     ///
     /// What arrives meanwhile waits in the kernel and wakes nobody. Asleep in the ring or in epoll, the I/O thread
     /// is woken by the first arrival: an interrupt from the CPU that brings it, and a preemption of the runner. As
     /// `SCHED_BATCH` it does not preempt while nothing else wants this CPU, but beside a compiler it did, 0.5 times per
     /// request of a Django view, and an idle server waited there for its turn: 2,400 microseconds to the answer of a
     /// single client instead of 60. Resting took that view from 124 to 105 microseconds of CPU.
-    pub(super) fn rest(&self) -> bool {
+    pub(super) fn rest(&self, busy: bool) -> bool {
         let mut queue = lock(&self.queue);
-        if queue.ready.is_empty() || queue.rested == queue.taken || queue.closing {
+        if queue.rested == queue.taken || queue.closing || queue.awake == 0 {
             return false;
         }
-        queue.rested = queue.taken;
+        let (slice, slices) = match queue.ready.len() {
+            0 if busy => (Duration::from_micros(SHORT_REST_US), 1),
+            // A single client waits for nothing but its answer: nobody is spared, and two switches cost it.
+            0 => return false,
+            1 if !busy => return false,
+            _ => (Duration::from_millis(BATCH_CHECK_MS), REST_MS / BATCH_CHECK_MS),
+        };
         queue.resting = true;
-        // With several awake, requests block, and the next one that does is to be noticed soon.
-        let ms = if queue.awake == 1 { REST_MS } else { BATCH_CHECK_MS };
-        drop(queue);
-        self.rest.park_timeout(Duration::from_millis(ms));
-        lock(&self.queue).resting = false;
+        for _ in 0..slices {
+            queue.rested = queue.taken;
+            drop(queue);
+            let wakeup = self.rest.park_timeout(slice);
+            queue = lock(&self.queue);
+            if wakeup == Wakeup::Woken || queue.rested == queue.taken || queue.ready.is_empty() {
+                break;
+            }
+        }
+        queue.resting = false;
         true
     }
 
@@ -441,7 +488,7 @@ impl Pool {
         let now = clock::monotonic_ns();
         let queue = lock(&self.queue);
         if watch.taken != queue.taken || queue.ready.is_empty() || queue.closing {
-            *watch = Watch { taken: queue.taken, still_ns: now, busy_ns: now };
+            (watch.taken, watch.still_ns, watch.busy_ns) = (queue.taken, now, now);
             return;
         }
         let threads_max = self.threads_max + queue.excused;
@@ -453,14 +500,21 @@ impl Pool {
         }
         // About 5 microseconds each, once in a millisecond in which nothing moves anyway.
         let at_work = queue.seats.iter().filter(|seat| seat.is_at_work());
-        let clocks: Vec<ThreadClock> = at_work.filter_map(|seat| *lock(&seat.clock)).collect();
+        let clocks: Vec<(u64, ThreadClock)> = at_work
+            .filter_map(|seat| Some((seat.taken.load(Ordering::Relaxed), (*lock(&seat.clock))?)))
+            .collect();
         drop(queue);
         watch.still_ns = now;
-        let running = clocks.iter().any(|clock| clock.is_runnable());
-        if running && now - watch.busy_ns < COMPANY_NS {
-            return;
+        let mut running: Vec<u64> =
+            clocks.iter().filter(|(_, clock)| clock.is_runnable()).map(|(taken, _)| *taken).collect();
+        // Beside one that has shown how long it is, nobody waits for it again.
+        if running.iter().any(|taken| !watch.long.contains(taken)) {
+            if now - watch.busy_ns < COMPANY_NS {
+                return;
+            }
+            watch.busy_ns = now;
+            std::mem::swap(&mut watch.long, &mut running);
         }
-        watch.busy_ns = now;
         let mut queue = lock(&self.queue);
         if let Some(seat) = queue.wake() {
             drop(queue);
@@ -519,11 +573,11 @@ impl Pool {
     fn run(&self, index: usize, runner: &mut dyn Runner, main: bool) {
         let seat = Arc::clone(&lock(&self.queue).seats[index]);
         *lock(&seat.clock) = ThreadClock::of_current_thread().ok();
-        let mut surplus = None;
+        let mut ended = None;
         let mut done = None;
         // When the last request ended: the next one begins then, unless there was none.
         let mut ended_ns = None;
-        while let Some(turn) = self.take(index, &seat, runner, main, done.take(), surplus.take()) {
+        while let Some(turn) = self.take(index, &seat, runner, main, done.take(), ended.take()) {
             let Turn { mut exchange, taken, alone, at_once } = turn;
             if exchange.reply.is_finished() {
                 runner.refused(&exchange);
@@ -564,13 +618,13 @@ impl Pool {
                 sent_bytes: exchange.reply.sent_bytes(),
             });
             exchange.clear();
-            surplus = begin.filter(|begin| !has_blocked(&seat, *begin)).map(|_| taken);
+            ended = begin.map(|begin| Ended { taken, blocked: has_blocked(&seat, begin) });
             done = Some(Done { exchange, sample });
         }
     }
 
-    /// The next request; `None` when the pool closes. Parks while there is none. `quick` is given by a runner
-    /// whose last request did not block, and was the one with that number.
+    /// The next request; `None` when the pool closes. Parks while there is none. `ended` is how the
+    /// runner's last request went.
     fn take(
         &self,
         index: usize,
@@ -578,7 +632,7 @@ impl Pool {
         runner: &mut dyn Runner,
         main: bool,
         done: Option<Done>,
-        quick: Option<u64>,
+        ended: Option<Ended>,
     ) -> Option<Turn> {
         let mut queue = lock(&self.queue);
         if let Some(Done { exchange, sample }) = done {
@@ -590,6 +644,11 @@ impl Pool {
                 queue.spare.push(exchange);
             }
         }
+        if let Some(ended) = ended {
+            let blocking = queue.blocking;
+            queue.blocking =
+                if ended.blocked { (blocking + 1).min(BLOCKING_MAX) } else { blocking.saturating_sub(2) };
+        }
         let mut at_once = true;
         if seat.excused.load(Ordering::Relaxed) && seat.excused.swap(false, Ordering::Relaxed) {
             queue.excused -= 1;
@@ -597,7 +656,7 @@ impl Pool {
         // Others took requests while this one held the interpreter for a quick one: one too many is awake. Or it comes
         // back when another runner has taken its place.
         let mut surplus = !queue.closing
-            && (quick.is_some_and(|taken| queue.taken != taken) && queue.awake > 1
+            && (ended.is_some_and(|ended| !ended.blocked && queue.taken != ended.taken) && queue.awake > 1
                 || queue.awake > self.threads_max + queue.excused);
         loop {
             // Here and not once: a runner that was woken may find that its request was taken back.
@@ -608,13 +667,7 @@ impl Pool {
                 queue.taken += 1;
                 queue.in_hand += 1;
                 self.show(&queue);
-                let turn = Turn { exchange, taken: queue.taken, alone: queue.awake == 1, at_once };
-                let rested = queue.ready.is_empty() && std::mem::take(&mut queue.resting);
-                drop(queue);
-                if rested {
-                    self.rest.unpark();
-                }
-                return Some(turn);
+                return Some(Turn { exchange, taken: queue.taken, alone: queue.awake == 1, at_once });
             }
             if queue.closing && queue.ready.is_empty() {
                 return None;
@@ -623,7 +676,11 @@ impl Pool {
             queue.parked.push(index);
             queue.awake -= 1;
             self.show(&queue);
+            let rested = queue.awake == 0 && std::mem::take(&mut queue.resting);
             drop(queue);
+            if rested {
+                self.rest.unpark();
+            }
             at_once = false;
             let mut woken_ns = None;
             let mut wakeup = Wakeup::Woken;
@@ -743,30 +800,50 @@ mod tests {
         fn with_runner(&self, _body: &mut dyn FnMut(&mut dyn Runner)) {}
     }
 
-    /// It slept on beside an empty queue, and what had arrived meanwhile waited.
+    /// It slept on when nothing was left to do, and what had arrived meanwhile waited.
     #[test]
-    fn the_io_thread_rests_until_the_queue_is_empty_and_not_beside_a_stuck_runner() {
-        struct Nothing;
-        impl Runner for Nothing {
+    fn the_io_thread_rests_until_its_runner_does_and_not_beside_a_stuck_one() {
+        /// Closes the pool in place of waiting.
+        struct Closer<'a>(&'a Pool);
+        impl Runner for Closer<'_> {
             fn run(&mut self, _exchange: &mut Exchange) {}
 
-            fn park(&mut self, wait: &mut dyn FnMut()) {
-                wait();
+            fn park(&mut self, _wait: &mut dyn FnMut()) {
+                self.0.close();
             }
         }
         let pool = Pool::new(1, Recorder::default());
         let index = pool.sit();
         let seat = Arc::clone(&lock(&pool.queue).seats[index]);
-        let take = || pool.take(index, &seat, &mut Nothing, false, None, None).map(|turn| turn.taken);
-        assert!(!pool.rest(), "nobody would end it");
-        pool.submit(&mut vec![pool.blank(), pool.blank(), pool.blank()]);
+        let take = || pool.take(index, &seat, &mut Closer(&pool), false, None, None).map(|turn| turn.taken);
+        assert!(!pool.rest(true), "nothing is in hand");
+        pool.submit(&mut vec![pool.blank()]);
+        assert!(!pool.rest(false), "a single client is spared the way round");
+        pool.submit(&mut vec![pool.blank(), pool.blank()]);
         assert_eq!(take(), Some(1));
-        assert!(pool.rest(), "a request was taken");
-        assert!(!pool.rest(), "none was taken since");
+        assert!(pool.rest(false), "requests wait");
+        assert!(!pool.rest(false), "none was taken since");
         // A wake-up that comes before the sleep is not lost, so this has one order and no race.
         lock(&pool.queue).resting = true;
-        assert_eq!((take(), take()), (Some(2), Some(3)));
+        assert_eq!((take(), take(), take()), (Some(2), Some(3), None));
         assert_eq!(pool.rest.park_timeout(Duration::from_secs(60)), Wakeup::Woken);
+    }
+
+    /// One was woken each millisecond, and 64 clients of a view that sleeps waited for each other.
+    #[test]
+    fn where_all_requests_block_each_gets_a_runner_at_once() {
+        for (blocking, awake) in [(BLOCKING_MAX - 1, 1), (BLOCKING_MAX, 2)] {
+            let pool = Pool::new(2, Recorder::default());
+            for _ in 0..3 {
+                let index = pool.sit();
+                let mut queue = lock(&pool.queue);
+                queue.parked.push(index);
+                queue.awake -= 1;
+            }
+            lock(&pool.queue).blocking = blocking;
+            pool.submit(&mut vec![pool.blank(), pool.blank(), pool.blank()]);
+            assert_eq!(lock(&pool.queue).awake, awake, "never more than threads");
+        }
     }
 
     /// Requests came before the main thread did, and a runner was started for them: with `--threads 1` there were two.
