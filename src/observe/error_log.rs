@@ -10,7 +10,7 @@
 //! `tracing` has no level CRITICAL. An event at level `ERROR` whose target is [`CRITICAL`] is one;
 //! [`critical!`](crate::critical) writes such events. `TRACE` events count as debug.
 //!
-//! Each line is one `write(2)`, so that lines of several processes do not mix. [`super::outlet`] keeps a destination
+//! Each line is one `write(2)`, so that lines of several processes do not mix. `outlet` keeps a destination
 //! that stalls away from those who serve; [`ErrorLog::flush`] comes before the end of a process.
 
 use std::cell::RefCell;
