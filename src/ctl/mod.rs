@@ -97,7 +97,7 @@ fn control_command() -> Command {
         ])
         .after_help(
             "Commands:\n  \
-             show workers | stats | listeners | settings | config | load | all\n  \
+             show workers | requests | stats | listeners | settings | config | load | all\n  \
              scale N | scale +N | scale -N     have N workers, N more, N less\n  \
              retire SLOT                       replace the worker of a slot, without a gap\n  \
              worker add [N] | remove [N] | kill PID\n  \
@@ -226,6 +226,7 @@ fn shown(words: &[String], answer: &Value, json: bool) -> String {
     match words[..] {
         ["show", "workers"] => table::workers(&answer["workers"]),
         ["show", "stats"] => table::stats(answer),
+        ["show", "requests"] => table::requests(&answer["requests"]),
         ["show", "listeners"] => table::listeners(&answer["listeners"]),
         ["show", "settings"] => table::settings(&answer["settings"]),
         ["show", "all"] => [

@@ -42,6 +42,19 @@ pub(super) fn workers(workers: &Value) -> String {
     columns(&heads, &rows)
 }
 
+/// The requests in hand, one on each line.
+pub(super) fn requests(requests: &Value) -> String {
+    let row = |request: &Value| {
+        let [slot, pid, text] = ["slot", "pid", "request"].map(|name| text(&request[name]));
+        vec![duration(&request["seconds"]), slot, pid, text]
+    };
+    let rows: Vec<_> = list(requests).map(row).collect();
+    if rows.is_empty() {
+        return "no request has been in hand for a second\n".to_owned();
+    }
+    columns(&["FOR", "SLOT", "PID", "REQUEST<"], &rows)
+}
+
 /// Where the server listens.
 pub(super) fn listeners(listeners: &Value) -> String {
     let row = |listener: &Value| ["address", "type", "fd"].map(|name| text(&listener[name])).to_vec();

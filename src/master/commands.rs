@@ -9,6 +9,7 @@ use super::control::Control;
 use super::{LocalAddr, Master, kill};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::fd::Credentials;
+use crate::sys::in_hand::InHand;
 use crate::sys::metrics::{Counter, Times, WorkerMetrics};
 use crate::sys::process::Pid;
 use crate::sys::shared::WorkerState;
@@ -16,9 +17,10 @@ use crate::sys::signal::Signal;
 use crate::sys::usage::Usage;
 
 /// Every command with what it does, in the order of the help.
-const COMMANDS: [(&str, &str); 20] = [
+const COMMANDS: [(&str, &str); 21] = [
     ("show all", "Everything there is about the processes, in one answer"),
     ("show workers", "The workers: state, requests, connections, CPU, memory"),
+    ("show requests", "The requests in hand for a second and more: age, method, path, peer"),
     ("show load", "The workers and what they count while somebody looks, for programs"),
     ("show stats", "The server: uptime, workers, reloads, requests"),
     ("show listeners", "Where the server listens"),
@@ -116,6 +118,10 @@ impl Master<'_> {
                 "listeners": self.show_listeners()["listeners"],
                 "web_workers": self.show_workers(),
             })),
+            ["show", "requests"] => {
+                let requests = self.show_requests();
+                Ok(json!({ "count": requests.len(), "requests": requests }))
+            }
             ["show", "stats"] => Ok(self.show_stats()),
             ["show", "listeners"] => Ok(self.show_listeners()),
             ["show", "settings"] => {
@@ -278,6 +284,26 @@ impl Master<'_> {
             })
         };
         workers.iter().map(show).collect()
+    }
+
+    /// The requests that workers have published, those in hand for longest first.
+    fn show_requests(&self) -> Vec<Value> {
+        let now_ms = monotonic_ms();
+        let mut requests = Vec::new();
+        for worker in self.slots.workers() {
+            let record = self.records.iter().find(|(owner, _)| *owner == worker.pid);
+            let published = record.and_then(|(_, record)| self.shared.in_hand(*record));
+            for request in published.map(InHand::published).unwrap_or_default() {
+                requests.push((request.begun_ms, worker.slot, worker.pid, request.text));
+            }
+        }
+        requests.sort_by_key(|(begun_ms, slot, ..)| (*begun_ms, *slot));
+        let show = |(begun_ms, slot, pid, text): &(u64, usize, Pid, String)| {
+            // A client chose the path: what moves a terminal's cursor is not for operators.
+            let text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+            json!({ "slot": slot, "pid": number(*pid), "seconds": seconds(now_ms.saturating_sub(*begun_ms)), "request": text })
+        };
+        requests.iter().map(show).collect()
     }
 
     /// What a worker counts, when it does.

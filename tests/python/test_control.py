@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import APPS, PATIENCE, Server, clean_environment, run_to_end, wait_until
+from harness import APPS, PATIENCE, Server, clean_environment, request, run_to_end, wait_until
 from load import Load
 from test_lifecycle import upgraded, versioned
 
@@ -187,6 +187,25 @@ def test_the_numbers_are_those_of_the_clients(site, runtime):
     # Those of workers that are gone still count.
     ctl(runtime, "reload", "--wait")
     assert requests() == 21
+
+
+def test_requests_in_hand_are_shown_until_they_are_answered(serve, runtime):
+    site = serve("stuck", "--workers", "1", "--threads", "2", env=runtime)
+    assert ctl(runtime, "show", "requests") == "no request has been in hand for a second\n"
+
+    def shown() -> list[dict]:
+        return ask(runtime, "show", "requests")["requests"]
+
+    with site.client() as client:
+        client.send(request("GET", "/wait?password=secret"))
+        wait_until(lambda: len(shown()) == 1, "the request to be published")
+        [found] = shown()
+        assert found["request"].startswith("GET /wait from 127.0.0.1:") and found["seconds"] >= 1
+        assert (found["slot"], found["pid"]) == (0, site.children()[0])
+        assert "GET /wait from" in ctl(runtime, "show", "requests")
+        assert site.get("/go_on").status == 200
+        assert client.read_response().body == b"late"
+    wait_until(lambda: shown() == [], "the request to be forgotten")
 
 
 def test_tables_for_people(site, runtime):
