@@ -100,12 +100,16 @@ def worker_crash(case: Case) -> None:
     with Load(site.address, new=8, kept=0) as load:
         for way in ways:
             load.go_on(50)
+            before = site.workers()
             try:
                 site.get(f"/crash/{way}")
                 case.promise(f"{way} ends the worker", False)
             except Lost:
                 pass
-            case.eventually("two workers again", lambda: len(site.workers()) == 2, 20)
+            # Not those of before: a worker that has died is one until it is reaped.
+            case.eventually(
+                "two workers again", lambda: len(site.workers()) == 2 and site.workers() != before, 20
+            )
     case.number("bystanders lost by a crash", len(load.losses))
     waiting = [loss for loss in load.losses if loss.kind in ("refused", "timed out", "wrong status")]
     case.promise("bystanders are not refused nor left waiting by a crash", not waiting, describe(waiting))
