@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -106,12 +107,14 @@ def screen(runtime, tmp_path) -> Iterator[Callable[..., Screen]]:  # noqa: F811
     """Starts `ringhorn top` with these options in a terminal of this size."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed: what a terminal shows cannot be looked at")
+    numbers = itertools.count()
     with ExitStack() as stack:
 
         def start(
             *options: str, size: tuple[int, int] = (130, 24), env: dict[str, str] | None = None
         ) -> Screen:
-            name = f"ringhorn-{tmp_path.name}"
+            # A name for each: a server that was told to end may still hold its name.
+            name = f"ringhorn-{tmp_path.name}-{next(numbers)}"
             command = shlex.join([*TOP, *options])
             screen = Screen(name, size, command, runtime | (env or {}), tmp_path / "code")
             stack.callback(screen.close)

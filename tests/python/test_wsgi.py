@@ -427,7 +427,8 @@ def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Pa
         "        packed = io.BufferedReader(packed)\n"
         "    return environ['wsgi.file_wrapper'](packed)\n"
     )
-    site = serve("packed", cwd=tmp_path)
+    # One worker: each writes the file when it loads the application.
+    site = serve("packed", "--workers", "1", cwd=tmp_path)
     assert site.get("/").body == b"unpacked" * 1000
     assert site.get("/buffered").body == b"unpacked" * 1000
 
