@@ -281,7 +281,7 @@ class Site:
             if not file.exists():
                 file.write_bytes(b"x" * size)
             return f"/static/{file.name}"
-        return {"upload": "/echo", "varied": "/json", "work": "/plaintext"}.get(name, path)
+        return {"upload": "/echo", "varied": "/json", "busy": "/plaintext"}.get(name, path)
 
     def gate(self, name: str) -> Gate:
         """A request for /gate/NAME waits in the application until this gate is opened."""

@@ -45,7 +45,7 @@ def who(environ, start_response, rest):
     return answer(start_response, b"%d %s\n" % (os.getpid(), told["version"].encode()))
 
 
-def work(environ, start_response, rest):
+def busy(environ, start_response, rest):
     """Takes milliseconds, and tells its begin to a file that outlives this process."""
     global record
     if record is None:
@@ -165,7 +165,7 @@ def hostile(environ, start_response, rest):
 
 ROUTES = {
     "": who,
-    "work": work,
+    "busy": busy,
     "gate": gate,
     "hold": hold,
     "crash": crash,

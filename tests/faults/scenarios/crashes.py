@@ -23,7 +23,7 @@ def worker_sigkill(case: Case) -> None:
     killed: set[int] = set()
     taken = 0
     # Requests that take some milliseconds from more clients than threads: the queues are never empty.
-    with Load(site.address, new=24, kept=8, path=site.target("/work/5"), pause=0) as load:
+    with Load(site.address, new=24, kept=8, path=site.target("/busy/5"), pause=0) as load:
         load.go_on(100)
         for _ in range(kills):
             # One that serves: those that are booting have nothing to lose.

@@ -54,7 +54,7 @@ def overload(case: Case) -> None:
         blocker.send(message("/gate/blocker"))
         case.eventually("the only thread is taken", gate.begun)
         for number, client in enumerate(clients):
-            client.send(message(f"/work/1?id={number}"))
+            client.send(message(f"/busy/1?id={number}"))
         turned_away = 0
         for client in clients:
             with contextlib.suppress(Lost):
@@ -66,7 +66,7 @@ def overload(case: Case) -> None:
     case.promise(
         "503 with Retry-After while the thread is taken", turned_away == count, f"{turned_away} of {count}"
     )
-    served = site.get("/work/1?id=served").status == 200
+    served = site.get("/busy/1?id=served").status == 200
     reached = (site.folder / "begun").read_text().split()[1::2]
     case.promise(
         "none of them reaches the application, and the next one does",
