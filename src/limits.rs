@@ -115,7 +115,7 @@ pub const BATCH_CHECK_MS: u64 = 1;
 pub const REST_MS: u64 = 3;
 
 /// Microseconds that the I/O thread leaves the network alone at most when no request waits, but its runner has one in
-/// hand and much is going on. A runner that blocks is noticed after a millisecond anyway.
+/// hand and there are other connections. A runner that blocks is noticed after a millisecond anyway.
 pub const SHORT_REST_US: u64 = 200;
 
 /// Milliseconds that the I/O thread sleeps at most: its heartbeat, and the latest look at answers that

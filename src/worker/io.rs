@@ -112,8 +112,6 @@ pub(super) struct Io {
     balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
-    /// The last turn brought more than one event.
-    busy: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -202,7 +200,6 @@ impl Io {
             waiting: 0,
             balance: None,
             rested: false,
-            busy: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -255,7 +252,9 @@ impl Io {
     ) -> io::Result<u64> {
         let mut watch = Watch::default();
         loop {
-            if (self.waiting > 0 || self.busy) && self.pool.rest(self.busy) {
+            // A single client waits for nothing but its answer.
+            let several = self.inline.is_none() && self.conns.len() > 1;
+            if (self.waiting > 0 || several) && self.pool.rest(several) {
                 self.waiting = self.pool.waiting();
                 self.rested = true;
             }

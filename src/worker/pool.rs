@@ -322,7 +322,7 @@ impl Pool {
     #[must_use]
     pub(super) fn blocked(&self) -> usize {
         let queue = lock(&self.queue);
-        let at_work = queue.seats.iter().filter(|seat| seat.taken.load(Ordering::Relaxed) != 0);
+        let at_work = queue.seats.iter().filter(|seat| seat.is_at_work());
         let clocks: Vec<ThreadClock> = at_work.filter_map(|seat| *lock(&seat.clock)).collect();
         drop(queue);
         clocks.iter().filter(|clock| !clock.is_runnable()).count()
@@ -444,24 +444,24 @@ impl Pool {
     }
 
     /// Lets the I/O thread sleep while the runners have enough to do: until they have answered all that waits, at most
-    /// [`REST_MS`], and no longer than a millisecond in which no request was taken. After a `busy` turn, one with several
-    /// events, it rests for a moment also when none waits but a runner has one in hand. Returns whether it slept.
+    /// [`REST_MS`], and no longer than a millisecond in which no request was taken. With `several` connections it rests for
+    /// [`SHORT_REST_US`] also when none waits but a runner has one in hand. Returns whether it slept.
     ///
     /// What arrives meanwhile waits in the kernel and wakes nobody. Asleep in the ring or in epoll, the I/O thread
     /// is woken by the first arrival: an interrupt from the CPU that brings it, and a preemption of the runner. As
     /// `SCHED_BATCH` it does not preempt while nothing else wants this CPU, but beside a compiler it did, 0.5 times per
     /// request of a Django view, and an idle server waited there for its turn: 2,400 microseconds to the answer of a
     /// single client instead of 60. Resting took that view from 124 to 105 microseconds of CPU.
-    pub(super) fn rest(&self, busy: bool) -> bool {
+    pub(super) fn rest(&self, several: bool) -> bool {
         let mut queue = lock(&self.queue);
         if queue.rested == queue.taken || queue.closing || queue.awake == 0 {
             return false;
         }
         let (slice, slices) = match queue.ready.len() {
-            0 if busy => (Duration::from_micros(SHORT_REST_US), 1),
+            0 if several => (Duration::from_micros(SHORT_REST_US), 1),
             // A single client waits for nothing but its answer: nobody is spared, and two switches cost it.
             0 => return false,
-            1 if !busy => return false,
+            1 if !several => return false,
             _ => (Duration::from_millis(BATCH_CHECK_MS), REST_MS / BATCH_CHECK_MS),
         };
         queue.resting = true;
