@@ -128,6 +128,12 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
         (&["--workers", "0"][..], 1, "invalid workers '0'"),
         (&["--no-such-option"][..], 2, "--no-such-option"),
         (&["--config", "x.py"][..], 1, "it is Python"),
+        (&["app:app"][..], 2, "argument \"app:app\" has no meaning"),
+        (
+            &["--check-config", "--reload", "--log-syslog"][..],
+            0,
+            "reload has no effect (--reload on the command line)",
+        ),
     ] {
         let output = Command::new(DEMO).args(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -135,6 +141,24 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
         assert!(said.contains(text), "{said}");
     }
     assert_eq!(Command::new(DEMO).arg("--check-config").status().unwrap().code(), Some(0));
+    let help = Command::new(DEMO).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.starts_with("ringhorn-demo: a native service"), "{help}");
+    assert!(help.contains("Usage: ringhorn-demo [OPTIONS]\n") && !help.contains("WSGI"), "{help}");
+}
+
+/// The settings of Python's loggers have no effect, and so take no line away.
+#[test]
+fn a_log_of_python_that_is_asked_for_leaves_the_servers_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("access.log");
+    let arguments = ["--workers", "1", "--access-logfile", log.to_str().unwrap(), "--log-syslog"];
+    let mut server = Server::start(DEMO, &arguments);
+    assert_eq!(server.get("/plaintext").status, 200);
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.wait(), Some(0));
+    let lines = std::fs::read_to_string(&log).unwrap();
+    assert!(lines.contains("\"GET /plaintext HTTP/1.1\" 200 13 "), "{lines}");
 }
 
 /// Requests are counted as those of Python are, also when they are answered later.

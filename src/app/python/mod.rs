@@ -56,7 +56,7 @@ fn serve(
     argv: Vec<OsString>,
     alone: bool,
 ) -> PyResult<i32> {
-    let mut program = Program { values: Vec::new(), app: name, alone };
+    let mut program = Program { app: name, alone, ..Program::default() };
     for (name, value) in values {
         let name: String = name.extract()?;
         let kind = settings::index_of(&name).map_or(settings::Kind::Any, |index| SETTINGS[index].kind);
