@@ -240,6 +240,8 @@ pub struct Settings {
     pub permit_unconventional_http_version: bool,
     /// Turn methods to upper case.
     pub casefold_http_method: bool,
+    /// Send files of `wsgi.file_wrapper` with sendfile(2) where that is possible.
+    pub sendfile: bool,
     /// Where the access log goes; standard output for `-`.
     pub accesslog: LogTarget,
     /// The access log's format, compiled.
@@ -861,6 +863,7 @@ fn build(
         permit_unconventional_http_method: values.on("permit_unconventional_http_method"),
         permit_unconventional_http_version: values.on("permit_unconventional_http_version"),
         casefold_http_method: values.on("casefold_http_method"),
+        sendfile: values.entry("sendfile").value != Value::Bool(false),
         accesslog: values.log_target("accesslog"),
         access_log_format: access_log_format(&values)?,
         errorlog: match values.log_target("errorlog") {

@@ -668,10 +668,17 @@ pub static SETTINGS: &[Setting] = &[
         "Which of gunicorn's parsers to use",
     )
     .but(NoOp("ringhorn has one parser")),
-    setting(Requests, "sendfile", &["--no-sendfile"], Switch, UNSET, "Send files with sendfile(2)")
-        .computed("on")
-        .env("SENDFILE")
-        .but(NoOp("files are read and sent piece by piece so far")),
+    setting(
+        Requests,
+        "sendfile",
+        &["--no-sendfile"],
+        Switch,
+        UNSET,
+        "Send files with sendfile(2); --no-sendfile: do not",
+    )
+    .python()
+    .computed("on")
+    .env("SENDFILE"),
     setting(Requests, "tmp_upload_dir", &[], Any, UNSET, "Unused, in gunicorn too")
         .but(NoOp("gunicorn does not use it either")),
     // Logging

@@ -433,6 +433,28 @@ def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Pa
     assert site.get("/buffered").body == b"unpacked" * 1000
 
 
+@pytest.mark.ringhorn_only
+@pytest.mark.parametrize("option", [[], ["--no-sendfile"]])
+def test_no_sendfile_reads_the_file(serve, tmp_path: Path, option):
+    """sendfile(2) leaves the place in the file where it was; reading moves it on."""
+    (tmp_path / "place.py").write_text(
+        "import os\n"
+        "copies = []\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    if environ['PATH_INFO'] == '/place':\n"
+        "        return [b'%d' % os.lseek(copies.pop(), 0, os.SEEK_CUR)]\n"
+        "    file = open('place.txt', 'rb')\n"
+        "    copies.append(os.dup(file.fileno()))\n"
+        "    return environ['wsgi.file_wrapper'](file)\n"
+    )
+    content = b"all of it" * 10_000
+    (tmp_path / "place.txt").write_bytes(content)
+    site = serve("place", "--workers", "1", *option, cwd=tmp_path)
+    assert site.get("/").body == content
+    assert site.get("/place").body == (b"%d" % len(content) if option else b"0")
+
+
 def test_a_forked_child_that_returns_from_its_request_answers_nobody(serve, tmp_path: Path):
     """The child of os.fork() has none of the server's threads, and none of its descriptors."""
     (tmp_path / "forking.py").write_text(

@@ -140,7 +140,8 @@ impl<'py> PythonHost<'py> {
             script_name.into_encoded_bytes(),
             errors.unbind(),
             hooks,
-        ))
+        )
+        .with_sendfile(settings.sendfile))
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Wsgi {
     /// `pre_request` and `post_request`, when one of them is set.
     hooks: Option<RequestHooks>,
     stacks: Stacks,
+    /// Whether files go to clients by sendfile(2).
+    sendfile: bool,
 }
 
 impl Wsgi {
@@ -55,7 +57,13 @@ impl Wsgi {
         errors: Py<PyAny>,
         hooks: Option<RequestHooks>,
     ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks }
+        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks, sendfile: true }
+    }
+
+    /// The same, sending files with sendfile(2) or not.
+    pub(super) fn with_sendfile(mut self, on: bool) -> Self {
+        self.sendfile = on;
+        self
     }
 
     /// The part of the environ that is the same for every request on a listener.
@@ -705,7 +713,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             let pieces: Vec<Bound<'_, PyAny>> = tuple.iter().collect();
             return call.with(|reply| send_all(py, reply, &pieces));
         }
-        if iterable.is_exact_instance(&self.file_wrapper)
+        if self.wsgi.sendfile
+            && iterable.is_exact_instance(&self.file_wrapper)
             && let Ok(wrapper) = iterable.cast::<FileWrapper>()
             && let Some((file, offset, count)) = regular_file(wrapper.borrow().filelike.bind(py))
             && count > 0
