@@ -393,6 +393,7 @@ impl<'h> Master<'h> {
                 warn!("cannot hear of the old master's end: {}", describe(&error));
             }
         }
+        create_logs(&settings);
         let now_ms = monotonic_ms();
         let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
         slots.keep_slots(listeners.slots(), now_ms);
@@ -667,6 +668,7 @@ impl<'h> Master<'h> {
                     }
                     Action::Log(note) => {
                         if note == Note::Handling(Signal::USR1) {
+                            create_logs(&self.settings);
                             observe::reopen();
                         }
                         log(&note);
@@ -752,6 +754,7 @@ impl<'h> Master<'h> {
         info!("Hang up: {NAME}");
         self.shared.server().metrics().reloads.add(1);
         self.service.reloading();
+        create_logs(&self.settings);
         observe::reopen();
         if let Err(error) = self.try_reload() {
             let text = error.to_string();
@@ -774,6 +777,7 @@ impl<'h> Master<'h> {
         for notice in &settings.notices {
             notice.log();
         }
+        create_logs(&settings);
         // While two masters share the listeners, they stay as they are.
         let listeners = if settings.bind == self.settings.bind || self.slots.is_sharing() {
             self.listeners.same()
@@ -1127,6 +1131,11 @@ fn rules(settings: &Settings) -> Rules {
         drain_ms: milliseconds(settings.drain_delay),
         daemon: settings.daemon,
     }
+}
+
+/// Workers open the logs after they have become `user`, who may not be allowed to make a file there.
+fn create_logs(settings: &Settings) {
+    observe::create_files(&[&settings.accesslog, &settings.errorlog], settings.user, settings.group);
 }
 
 /// The pidfile, under another name while an old master has the usual one (gunicorn's ".2").

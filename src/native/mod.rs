@@ -191,6 +191,7 @@ impl Start {
             let what = format!("cannot go to the background: {}", describe(&error));
             return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
         }
+        observe::create_files(&[&settings.errorlog], settings.user, settings.group);
         if let Err(error) = observe::install(&settings.errorlog, settings.loglevel, settings.capture_output) {
             let what = format!("cannot open the error log: {}", describe(&error));
             return report(&StartError::new(Exit::Start, what).from(settings.source("errorlog")));

@@ -98,6 +98,7 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
         let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
         return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
     }
+    observe::create_files(&[&settings.errorlog], settings.user, settings.group);
     if let Err(error) = observe::install(&settings.errorlog, settings.loglevel, settings.capture_output) {
         let what = format!("cannot open the error log: {}", crate::sys::errno::describe(&error));
         return report(&StartError::new(Exit::Start, what).from(settings.source("errorlog")));
