@@ -105,6 +105,13 @@ pub fn install(target: &LogTarget, level: Level, capture: bool) -> io::Result<()
     Ok(())
 }
 
+/// Gives the error log text that is no message of ours, as it is.
+pub fn write(text: &str) {
+    if let Some(log) = ERROR_LOG.get() {
+        log.write(text);
+    }
+}
+
 /// Opens the error log's file again under its name, after it was moved away (USR1).
 pub fn reopen() {
     if let Some(sink) = SINK.get() {

@@ -196,6 +196,30 @@ def test_wsgi_errors_reaches_the_log(site, key):
     assert f"errors.write {key}" in site.log()
 
 
+@pytest.mark.parametrize("python", [False, True])
+def test_wsgi_errors_is_the_error_log_where_that_is_a_file(serve, tmp_path: Path, python):
+    """Flask's own logger writes there."""
+    log = tmp_path / "error.log"
+    args = ["--error-logfile", str(log)]
+    if python:
+        (tmp_path / "mine.py").write_text("from gunicorn.glogging import Logger\nclass Mine(Logger): pass\n")
+        args += ["--logger-class", "mine.Mine", "--pythonpath", str(tmp_path)]
+    site = serve("pep3333:app", "--workers", "1", *args, listening_in=log)
+    assert site.get("/errors/here").status == 200
+    wait_until(lambda: "\nerrors.writelines here caf\xe9\n" in log.read_text(), "wsgi.errors in the file")
+    assert "\nerrors.write here\n" in log.read_text()
+    address = site.address
+    log.rename(tmp_path / "old.log")
+    site.signal(signal.SIGUSR1)
+
+    def written() -> bool:
+        with Client(address) as client:
+            client.get("/errors/again")
+        return log.exists() and "errors.write again\n" in log.read_text()
+
+    wait_until(written, "wsgi.errors in the new file")
+
+
 # --- wsgi.input
 
 BODY = b"first line\n\nthird, a longer line than the others\r\n" + b"x" * 300 + b"\nlast, without an end"

@@ -169,6 +169,12 @@ fn log_message(level: i32, message: &str) {
     }
 }
 
+/// Gives text to the error log as it is.
+#[pyfunction]
+fn write_log(text: &str) {
+    observe::write(text);
+}
+
 /// Gives this process, a worker, a signal as if it had come from outside.
 #[pyfunction]
 fn signal_worker(number: i32) -> PyResult<()> {
@@ -256,6 +262,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
+    module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
     module.add_function(wrap_pyfunction!(flush_log, module)?)?;
     module.add_function(wrap_pyfunction!(connections, module)?)?;
