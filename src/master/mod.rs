@@ -784,6 +784,9 @@ impl<'h> Master<'h> {
         } else {
             self.listeners.reopen(&settings)
         }?;
+        if settings.backlog != self.settings.backlog && !self.slots.is_sharing() {
+            listeners.set_backlog(settings.backlog);
+        }
         if settings.pidfile != self.settings.pidfile {
             let junior = self.earlier_master.is_some();
             let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, &settings));

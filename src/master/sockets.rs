@@ -166,6 +166,18 @@ impl Listeners {
         Ok(Self { groups, open: self.open })
     }
 
+    /// Changes how many connections may wait to be accepted, of each listener.
+    pub(super) fn set_backlog(&self, backlog: u32) {
+        if let Some(warning) = backlog_warning(backlog, somaxconn()) {
+            tracing::warn!("{warning}");
+        }
+        for group in &self.groups {
+            if let Err(error) = group.set_backlog(backlog) {
+                tracing::warn!("the backlog of {} stays as it was: {}", Plain(&group.bind), describe(&error));
+            }
+        }
+    }
+
     fn open_within(
         settings: &Settings,
         earlier: Option<&Self>,
@@ -1025,6 +1037,28 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(waiting(&new, 10).iter().sum::<usize>(), 10);
         std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn another_backlog_is_that_of_the_listener_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let mut few = settings(vec![Bind::Unix(path.clone())], 1);
+        few.backlog = 1;
+        let listeners = open_now(&few).unwrap();
+        // As many as the queue has room for: nobody accepts.
+        let fill = || -> Vec<Socket> {
+            let client = |_| {
+                let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                client.connect(&SockAddr::unix(&path).unwrap()).ok().map(|()| client)
+            };
+            (0..100).map_while(client).collect()
+        };
+        let first = fill();
+        listeners.set_backlog(40);
+        let more = fill();
+        assert!(first.len() < 10 && (30..100).contains(&more.len()), "{} and {}", first.len(), more.len());
     }
 
     #[test]
