@@ -254,7 +254,7 @@ impl Io {
         loop {
             // A single client waits for nothing but its answer.
             let several = self.inline.is_none() && self.conns.len() > 1;
-            if (self.waiting > 0 || several) && self.pool.rest(several) {
+            if (self.waiting > 0 || several) && self.pool.rest(several, &self.port) {
                 self.waiting = self.pool.waiting();
                 self.rested = true;
             }
@@ -1071,7 +1071,6 @@ impl Io {
     fn write(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.writing = true;
-        self.set_writing_deadline(token);
         self.flush(token);
     }
 
@@ -1087,7 +1086,7 @@ impl Io {
                 if let Err(error) = self.driver.writable(token, conn.link.socket()) {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
-                } else if progress {
+                } else if progress || conn.writing_deadline_ms == u64::MAX {
                     self.set_writing_deadline(token);
                 }
             }
