@@ -112,11 +112,15 @@ impl Port {
         self.gathers.store(gathers, Ordering::Relaxed);
     }
 
-    /// The I/O thread has rested, and collects the reports next.
-    pub(crate) fn rise(&self) {
+    /// The I/O thread has rested. Returns whether there are reports, which it has to collect before it sleeps: nobody has
+    /// woken it for them.
+    #[must_use]
+    pub(crate) fn rise(&self) -> bool {
         self.gathers.store(false, Ordering::Relaxed);
-        // Whoever saw the old value reports under this lock, before the reports are collected or with a wake-up.
-        lock(&self.reports).resting = false;
+        let mut reports = lock(&self.reports);
+        // Whoever saw the old value of `gathers` and comes later than this wakes it.
+        reports.resting = false;
+        !reports.tokens.is_empty()
     }
 
     /// From now on every answer ends its connection.

@@ -682,7 +682,7 @@ mod tests {
         reply.finish();
         assert_eq!(client.read_to_end(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(got.is_empty(), "{}", got.escape_ascii());
-        port.rise();
+        assert!(port.rise(), "nobody was woken");
         port.collect(&mut reports);
         assert!(reports.contains(&token));
         assert_eq!(link.flush(), Flushed::All);
@@ -695,7 +695,7 @@ mod tests {
         let _ = client.read_to_end(&mut got);
         assert!(got.ends_with(b"5\r\npiece\r\n"), "{}", got.escape_ascii());
         reply.finish();
-        port.rise();
+        let _ = port.rise();
         // From here on somebody has to be told.
         reports.clear();
         link.reopen();

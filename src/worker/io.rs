@@ -112,6 +112,8 @@ pub(super) struct Io {
     balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
+    /// Runners have reported meanwhile, and woken nobody.
+    pub(super) reported: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -200,6 +202,7 @@ impl Io {
             waiting: 0,
             balance: None,
             rested: false,
+            reported: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -254,9 +257,11 @@ impl Io {
         loop {
             // A single client waits for nothing but its answer.
             let several = self.inline.is_none() && self.conns.len() > 1;
-            if (self.waiting > 0 || several) && self.pool.rest(several, &self.port) {
+            if (self.waiting > 0 || several)
+                && let Some(reported) = self.pool.rest(several, &self.port)
+            {
                 self.waiting = self.pool.waiting();
-                self.rested = true;
+                (self.rested, self.reported) = (true, reported);
             }
             self.turn()?;
             CONNECTIONS.store(self.conns.len(), Ordering::Relaxed);
@@ -277,8 +282,8 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
-        let timeout = self.timeout();
-        self.rested = false;
+        let timeout = if self.reported { Duration::ZERO } else { self.timeout() };
+        (self.rested, self.reported) = (false, false);
         let mut events = std::mem::take(&mut self.events);
         match &mut self.inline {
             None => self.driver.turn(Some(timeout), &mut events)?,

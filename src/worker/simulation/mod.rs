@@ -315,7 +315,7 @@ impl World {
         // As `Pool::rest` does.
         self.port.rest(self.dice.one_in(2));
         self.runners.borrow_mut().sometimes();
-        self.port.rise();
+        self.io.reported = self.port.rise();
         alarm_ms = alarm_ms.min(self.runners.borrow_mut().next_ms());
         self.alarm_ms.set(alarm_ms);
         self.io.turn().expect("the simulated driver does not fail");
