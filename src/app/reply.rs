@@ -632,7 +632,7 @@ mod tests {
 
     use super::super::{Flushed, Listener, Peer, Port, Standing};
     use super::*;
-    use crate::ring::{self, Driver as _, Token};
+    use crate::ring::{self, Token};
 
     /// Sent in two packets, the end of the connection cost a fifth of a request with a connection of its own. That it
     /// leaves with the last byte shows in its not waiting for `finish`.
@@ -671,7 +671,7 @@ mod tests {
         let link =
             Arc::new(Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listens, Peer::Unix));
         let (mut reply, mut got, mut reports) = (Reply::default(), Vec::new(), Vec::new());
-        let mut answer = |reply: &mut Reply, total| {
+        let answer = |reply: &mut Reply, total| {
             link.hand_over();
             reply.begin(Arc::clone(&link), Version::Http11, false, true);
             reply.start(b"200 OK").unwrap();
