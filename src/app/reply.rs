@@ -538,7 +538,8 @@ impl Reply {
         let from_out = sent.min(self.out.len());
         let from_body = sent.saturating_sub(self.out.len()).min(body_len);
         let from_after = sent.saturating_sub(self.out.len() + body_len);
-        let first = (from_out < self.out.len()).then(|| Rest::Copied(self.out[from_out..].to_vec(), 0));
+        let first =
+            (from_out < self.out.len()).then(|| Rest::Copied(std::mem::take(&mut self.out), from_out));
         let second = (from_body < body_len).then(|| rest(from_body));
         let third = (from_after < after.len()).then(|| Rest::Copied(after[from_after..].to_vec(), 0));
         self.out.clear();
