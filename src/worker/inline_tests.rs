@@ -316,6 +316,26 @@ fn a_panic_and_a_dropped_responder_cost_their_request_only() {
     });
 }
 
+/// They were taken for mistakes of the service, and the answer was cut.
+#[test]
+fn status_and_header_behind_the_first_piece_have_no_effect() {
+    on_both(|io| {
+        let server = Server::start(io, |_| {
+            |_: &Request<'_>, response: &mut Response<'_>| {
+                let mut responder = response.defer();
+                let _ = responder.write(b"begun ");
+                responder.status(StatusCode::NOT_FOUND).header("x-late", "yes");
+                let _ = responder.write(b"and ended");
+                responder.finish();
+            }
+        });
+        let got = server.exchange([get("/1"), get("/2")].concat().as_bytes());
+        assert_eq!(got.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{got}");
+        assert_eq!(got.matches("6\r\nbegun \r\n9\r\nand ended\r\n0\r\n\r\n").count(), 2, "{got}");
+        assert!(!got.contains("x-late"), "{got}");
+    });
+}
+
 #[test]
 fn what_does_not_belong_in_a_response_is_a_500() {
     on_both(|io| {
