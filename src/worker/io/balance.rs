@@ -497,7 +497,8 @@ impl Io {
     }
 }
 
-/// Whether a request that waits can be handed over: nothing of its answer exists, and all of it is here.
+/// Whether a request that waits can be handed over: nothing of its answer exists, and all of it is here. One that was
+/// turned away may wait, too, for a runner to tell of it.
 fn may_move(conn: &Conn, exchange: &Exchange) -> bool {
     let body = match &exchange.request.body {
         Body::Empty => 0,
@@ -505,6 +506,7 @@ fn may_move(conn: &Conn, exchange: &Exchange) -> bool {
         Body::Stream(_) => return false,
     };
     matches!(conn.phase, Phase::InHand(None))
+        && !exchange.reply.is_finished()
         && !(conn.writing || conn.broken || conn.streamed || conn.link.has_rest())
         && exchange.request.bytes.len() + body + conn.input.len() <= PARCEL_BYTES_MAX
 }
@@ -535,4 +537,86 @@ fn write_letter(conn: &Conn, exchange: &Exchange, letter: &mut Vec<u8>) {
         letter.extend_from_slice(body);
     }
     letter.extend_from_slice(&conn.input);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::VecDeque;
+    use std::os::fd::{OwnedFd, RawFd};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::ring;
+    use crate::worker::Nobody;
+    use crate::worker::access::Recorder;
+    use crate::worker::tests::{on_both, rules};
+
+    /// One sibling, in slot 1, of which nothing is heard: what lies in its mailbox is to be taken.
+    #[derive(Default)]
+    struct Deserted {
+        letters: VecDeque<(Vec<u8>, Socket)>,
+    }
+
+    impl Siblings for Deserted {
+        fn publish(&mut self, _connections: usize, _waiting: usize) {}
+
+        fn set_engaged(&mut self, _engaged: bool) {}
+
+        fn survey(&mut self, _now_ms: u64, _leaving: bool) -> Survey {
+            Survey { deserted: vec![1], ..Survey::default() }
+        }
+
+        fn send(&mut self, _slot: usize, _letter: &[u8], _socket: &Socket) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poke(&mut self, _slot: usize) {}
+
+        fn receive(&mut self, slot: Option<usize>, into: &mut Vec<u8>) -> Option<Option<Socket>> {
+            let (letter, socket) = slot.and_then(|_| self.letters.pop_front())?;
+            *into = letter;
+            Some(Some(socket))
+        }
+
+        fn drawer(&self) -> Option<RawFd> {
+            None
+        }
+    }
+
+    fn worker(backend: ring::Io, siblings: Deserted) -> Io {
+        let (driver, _) = ring::open(backend).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
+        let mut io = Io::new(driver, Vec::new(), Arc::new(rules()), pool, Arc::new(Nobody), port);
+        io.join(Box::new(siblings), Vec::new());
+        io
+    }
+
+    fn listener() -> Listener {
+        Listener::inet(([192, 0, 2, 1], 80).into())
+    }
+
+    fn socket() -> (UnixStream, Socket) {
+        let (client, server) = UnixStream::pair().unwrap();
+        (client, OwnedFd::from(server).into())
+    }
+
+    /// Its client had 503, and the sibling ran it all the same.
+    #[test]
+    fn a_request_that_was_turned_away_is_not_handed_over() {
+        on_both(|backend| {
+            let mut io = worker(backend, Deserted::default());
+            let (_client, socket) = socket();
+            let token = io.enter(Arc::new(listener()), socket, false).unwrap();
+            let conn = io.conns.get(token).unwrap();
+            conn.phase = Phase::InHand(None);
+            let mut exchange = Exchange::default();
+            exchange.begin(Arc::clone(&conn.link));
+            assert!(may_move(conn, &exchange));
+            exchange.reply.fail(503, "");
+            assert!(!may_move(conn, &exchange));
+        });
+    }
 }
