@@ -386,6 +386,9 @@ impl Io {
             Ok(()) => {
                 // Only our copy of the socket is closed: the connection is the sibling's.
                 self.begun = self.begun.saturating_sub(1);
+                if let Some(meter) = &self.meter {
+                    meter.handed_over.add(1);
+                }
                 drop(self.conns.remove(token));
                 self.use_room();
             }
@@ -418,6 +421,9 @@ impl Io {
         match balance.siblings.send(helper.slot, &balance.letter, socket) {
             Ok(()) => {
                 helper.connections += 1;
+                if let Some(meter) = &self.meter {
+                    meter.handed_over.add(1);
+                }
                 true
             }
             // It is busy enough; the next look tells.
@@ -549,6 +555,7 @@ mod tests {
 
     use super::*;
     use crate::ring;
+    use crate::sys::shared::SharedPage;
     use crate::worker::Nobody;
     use crate::worker::access::Recorder;
     use crate::worker::tests::{on_both, rules};
@@ -617,6 +624,21 @@ mod tests {
             assert!(may_move(conn, &exchange));
             exchange.reply.fail(503, "");
             assert!(!may_move(conn, &exchange));
+        });
+    }
+
+    /// The metric was there, and always 0.
+    #[test]
+    fn a_connection_that_was_handed_over_is_counted() {
+        on_both(|backend| {
+            let mut io = worker(backend, Deserted::default());
+            let shared = Arc::new(SharedPage::new().unwrap());
+            io.observe(None, shared.meter(0));
+            let (_client, socket) = socket();
+            let token = io.enter(Arc::new(listener()), socket, false).unwrap();
+            io.conns.get(token).unwrap().phase = Phase::Moving(Box::default(), 1);
+            io.on_detached(token);
+            assert_eq!((io.conns.len(), shared.metrics(0).unwrap().handed_over.get()), (0, 1));
         });
     }
 }
