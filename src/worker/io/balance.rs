@@ -49,6 +49,9 @@ pub(super) struct Balance {
     /// Letters may be left in the mailbox, of which no event tells.
     letters_left: bool,
     letter: Vec<u8>,
+    /// Listeners of an earlier generation, whose connections came from a sibling. Kept, as our own are: runners know
+    /// a listener by its place in memory.
+    adopted: Vec<Arc<Listener>>,
 }
 
 /// A listener of another slot.
@@ -91,6 +94,7 @@ impl Balance {
             helpers: Vec::new(),
             letters_left: true,
             letter: Vec::new(),
+            adopted: Vec::new(),
         }
     }
 
@@ -124,7 +128,13 @@ impl Balance {
 
 impl Io {
     /// Lets this worker and its siblings help each other.
-    pub(in crate::worker) fn join(&mut self, siblings: Box<dyn Siblings>, foreign: Vec<(usize, Door)>) {
+    pub(in crate::worker) fn join(&mut self, siblings: Box<dyn Siblings>, mut foreign: Vec<(usize, Door)>) {
+        for (_, door) in &mut foreign {
+            // Of one address runners need to know one listener, not one for each slot.
+            if let Some(own) = self.doors.iter().find(|own| own.listener == door.listener) {
+                door.listener = Arc::clone(&own.listener);
+            }
+        }
         if let Some(drawer) = siblings.drawer()
             && let Err(error) = self.driver.watch(drawer)
         {
@@ -479,12 +489,13 @@ impl Io {
 
     /// Takes a connection over from a sibling, as if what it has received had been received here.
     fn admit(&mut self, socket: Socket, parcel: &Parcel<'_>) {
-        let same = |listener: &Listener| {
-            (&listener.name, &listener.port, &listener.unix)
-                == (&parcel.listener.name, &parcel.listener.port, &parcel.listener.unix)
-        };
-        let known = self.doors.iter().map(|door| &door.listener).find(|listener| same(listener));
+        let Some(balance) = &mut self.balance else { return };
+        let own = self.doors.iter().map(|door| &door.listener);
+        let known = own.chain(&balance.adopted).find(|listener| ***listener == parcel.listener);
         let listener = known.map_or_else(|| Arc::new(parcel.listener.clone()), Arc::clone);
+        if known.is_none() {
+            balance.adopted.push(Arc::clone(&listener));
+        }
         let Some(token) = self.enter(listener, socket, false) else { return };
         if parcel.fresh {
             return;
@@ -624,6 +635,33 @@ mod tests {
             assert!(may_move(conn, &exchange));
             exchange.reply.fail(503, "");
             assert!(!may_move(conn, &exchange));
+        });
+    }
+
+    fn letter(client: &mut Vec<UnixStream>) -> (Vec<u8>, Socket) {
+        let (near, far) = socket();
+        client.push(near);
+        let mut letter = Vec::new();
+        parcel::address(&listener(), None, false, &mut letter);
+        letter.extend_from_slice(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        (letter, far)
+    }
+
+    /// Each connection brought a listener of its own, which went with it. The next one had its place in memory, and so,
+    /// for the runners, its address.
+    #[test]
+    fn connections_of_a_listener_that_is_not_ours_share_one_that_stays() {
+        on_both(|backend| {
+            let mut clients = Vec::new();
+            let letters = [letter(&mut clients), letter(&mut clients)].into();
+            let mut io = worker(backend, Deserted { letters });
+            io.turn().unwrap();
+            let tokens = io.conns.tokens();
+            let mut place = |at: usize| std::ptr::from_ref(io.conns.get(tokens[at]).unwrap().link.listener());
+            assert_eq!(place(0), place(1));
+            let stays = Arc::downgrade(&io.balance.as_ref().unwrap().adopted[0]);
+            io.close_all();
+            assert!(stays.upgrade().is_some());
         });
     }
 
