@@ -395,6 +395,10 @@ impl Io {
     }
 
     fn timeout(&self) -> Duration {
+        if !self.batch.is_empty() {
+            // Taken out of a mailbox after the runners had been given theirs.
+            return Duration::ZERO;
+        }
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
             ms = if self.rested { 0 } else { BATCH_CHECK_MS };

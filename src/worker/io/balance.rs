@@ -665,6 +665,20 @@ mod tests {
         });
     }
 
+    /// It lay there until the next heartbeat, or until something else happened.
+    #[test]
+    fn a_request_out_of_a_deserted_mailbox_goes_to_the_runners_at_once() {
+        on_both(|backend| {
+            let mut clients = Vec::new();
+            let letters = [letter(&mut clients)].into();
+            let mut io = worker(backend, Deserted { letters });
+            io.turn().unwrap();
+            assert_eq!((io.batch.len(), io.timeout()), (1, Duration::ZERO));
+            io.turn().unwrap();
+            assert_eq!((io.batch.len(), io.pool.waiting()), (0, 1));
+        });
+    }
+
     /// The metric was there, and always 0.
     #[test]
     fn a_connection_that_was_handed_over_is_counted() {
