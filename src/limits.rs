@@ -225,6 +225,10 @@ pub const STALLED_PEEK_MS: u64 = 100;
 /// fits the kernel's default buffer three times.
 pub const PARCEL_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of a whole letter to a sibling: a parcel with its addresses and, around a body that came in chunks, a few
+/// lines. A longer one would arrive cut, and is not sent.
+pub const LETTER_BYTES_MAX: usize = PARCEL_BYTES_MAX + 1024;
+
 /// Requests given to one sibling before it is looked at again: a few milliseconds of work, so that a crowd of
 /// them is spread and not moved.
 pub const HAND_OVER_BATCH: usize = 16;
