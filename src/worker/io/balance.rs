@@ -271,6 +271,9 @@ impl Io {
                 self.read_letters(Some(slot));
             }
         }
+        // No event tells again of letters that had to wait for a descriptor.
+        self.on_letters();
+        self.read_own_letters();
     }
 
     /// Accepts afresh where somebody waits although we accept there: of all who do, the kernel wakes one, and that one
