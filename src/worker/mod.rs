@@ -24,6 +24,7 @@ mod tests;
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -438,7 +439,7 @@ fn io_thread(
 ) -> i32 {
     let shared = Arc::clone(&context.shared);
     let record = context.record;
-    let served = serve(context, pool, app, access.clone(), None);
+    let served = or_failed(|| serve(context, pool, app, access.clone(), None));
     let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
         let text = error.to_string();
@@ -463,6 +464,14 @@ fn io_thread(
         process::exit_now(code);
     }
     code
+}
+
+/// A panic is a bug of ours, and ends the worker as an error does. With the I/O thread alone gone, it would look ready and
+/// serve nobody, until the master's patience is over.
+fn or_failed(serve: impl FnOnce() -> Result<Duration, StartError>) -> Result<Duration, StartError> {
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
+        Err(StartError::new(Exit::Start, "the I/O thread panicked; this is a bug of the server"))
+    })
 }
 
 /// Opens the ring, accepts, and works until told to leave. Returns how long the runners have to finish.

@@ -16,6 +16,7 @@ use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
 use crate::config::Trusted;
+use crate::error::Exit;
 use crate::http::{Policy, ProxyMode};
 use crate::ring::{self, Accepting, Waker};
 
@@ -488,13 +489,21 @@ fn blocked_runners_get_company_up_to_the_bound() {
     });
 }
 
+/// The runners waited for an I/O thread that was gone, and the master for a worker that looked ready.
+#[test]
+fn a_panic_of_the_io_thread_ends_its_worker() {
+    let error = super::or_failed(|| panic!("on purpose")).unwrap_err();
+    assert_eq!(error.exit(), Exit::Start);
+}
+
 #[test]
 fn one_thread_never_runs_two_requests_at_once() {
     on_both(|io| {
         let running = Arc::new(AtomicU64::new(0));
         let server = Server::start(io, 1, rules(), move |exchange| {
             assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
-            thread::sleep(Duration::from_millis(5));
+            // So that another runner, if there were one, would be here too.
+            (0..100).for_each(|_| thread::yield_now());
             running.fetch_sub(1, Ordering::SeqCst);
             answer(exchange, b"alone\n");
         });
