@@ -780,29 +780,12 @@ impl<'h> Master<'h> {
         } else {
             self.listeners.reopen(&settings)
         }?;
-        if settings.pidfile != self.settings.pidfile {
-            let junior = self.earlier_master.is_some();
-            let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, &settings));
-            match made.transpose() {
-                Ok(made) => {
-                    if let Some(old) = std::mem::replace(&mut self.pidfile, made) {
-                        old.remove();
-                    }
-                }
-                Err(error) => {
-                    listeners.close_but(&[&self.listeners]);
-                    return Err(error);
-                }
-            }
+        if let Err(error) = self.move_pidfile(&settings) {
+            listeners.close_but(&[&self.listeners]);
+            return Err(error);
         }
-        observe::set_level(settings.loglevel);
         let rules = rules(&settings);
-        self.cpus = cpus(&settings);
-        let old_settings = std::mem::replace(&mut self.settings, Arc::new(settings));
-        if self.settings.control != old_settings.control {
-            self.close_control();
-            self.open_control();
-        }
+        let old_settings = self.adopt(Arc::new(settings));
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         if old_settings.bind != self.settings.bind {
             self.listeners_ages.clear();
@@ -828,6 +811,31 @@ impl<'h> Master<'h> {
         Ok(())
     }
 
+    /// Writes the pidfile where `settings` want it, if they are not those in force.
+    fn move_pidfile(&mut self, settings: &Settings) -> Result<(), StartError> {
+        if settings.pidfile == self.settings.pidfile {
+            return Ok(());
+        }
+        let junior = self.earlier_master.is_some();
+        let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, settings));
+        if let Some(old) = std::mem::replace(&mut self.pidfile, made.transpose()?) {
+            old.remove();
+        }
+        Ok(())
+    }
+
+    /// Goes on with these settings; returns those before.
+    fn adopt(&mut self, settings: Arc<Settings>) -> Arc<Settings> {
+        observe::set_level(settings.loglevel);
+        self.cpus = cpus(&settings);
+        let before = std::mem::replace(&mut self.settings, settings);
+        if self.settings.control != before.control {
+            self.close_control();
+            self.open_control();
+        }
+        before
+    }
+
     /// The new generation cannot boot.
     fn drop_generation(&mut self) {
         self.reloading = false;
@@ -835,9 +843,10 @@ impl<'h> Master<'h> {
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
             dropped.close_but(&[&self.listeners]);
-            self.cpus = cpus(&settings);
-            observe::set_level(settings.loglevel);
-            self.settings = settings;
+            if let Err(error) = self.move_pidfile(&settings) {
+                warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
+            }
+            self.adopt(settings);
             self.set_title("master");
         }
     }

@@ -134,6 +134,27 @@ def test_what_killed_servers_have_left_is_removed_by_the_next(site, serve, runti
     assert ctl(runtime, "ping") == f"{next_one.process.pid}\n"
 
 
+def test_a_reload_that_is_dropped_gives_its_names_up(serve, tmp_path, runtime):
+    """Pidfile and socket stayed where the settings wanted them that were dropped."""
+    config = tmp_path / "names.py"
+
+    def call_it(name: str) -> None:
+        config.write_text(f"pidfile = '{name}.pid'\ncontrol_socket = '{name}.ctl'\n")
+
+    call_it("old")
+    versioned(tmp_path)
+    options = ("--workers", "1", "--config", str(config))
+    server = serve("versioned", *options, cwd=tmp_path, env=runtime | {"PYTHONPATH": str(APPS)})
+    call_it("new")
+    versioned(tmp_path, before="raise RuntimeError('broken release')")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: "the reload is dropped" in server.log(), "the reload is dropped")
+    wait_until((tmp_path / "old.ctl").exists, "the socket is back")
+    assert ctl(runtime, "-s", tmp_path / "old.ctl", "ping") == f"{server.process.pid}\n"
+    assert (tmp_path / "old.pid").read_text() == f"{server.process.pid}\n"
+    assert not list(tmp_path.glob("new.*"))
+
+
 def test_errors_say_what_to_do(tmp_path, runtime):
     assert "ENOENT" in ctl(runtime, "-s", tmp_path / "none", "ping", code=1)
     assert "no process" in ctl(runtime, "--pid", 2**22 + 1, "ping", code=1)
