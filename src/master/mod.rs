@@ -278,11 +278,10 @@ pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
     let exit = match Master::start(settings, host) {
         Ok(mut master) => master.serve(),
         Err(error) => {
-            let text = error.to_string();
-            error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+            error!("{}", error.in_log());
             if to_file {
                 // Whoever started the server looks at the terminal first.
-                eprintln!("{text}");
+                eprintln!("{error}");
             }
             error.exit()
         }
@@ -440,8 +439,7 @@ impl<'h> Master<'h> {
 
     /// A hook of the main loop failed: the server ends, as gunicorn does.
     fn abandon(&mut self, error: &StartError) {
-        let text = error.to_string();
-        error!("Unhandled exception in main loop: {}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("Unhandled exception in main loop: {}", error.in_log());
         self.slots.abandon(error.exit(), monotonic_ms());
     }
 
@@ -740,8 +738,7 @@ impl<'h> Master<'h> {
         match self.host.on_exit() {
             Ok(()) => exit,
             Err(error) => {
-                let text = error.to_string();
-                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error!("{}", error.in_log());
                 error.exit()
             }
         }
@@ -754,11 +751,7 @@ impl<'h> Master<'h> {
         self.service.reloading();
         observe::reopen();
         if let Err(error) = self.try_reload() {
-            let text = error.to_string();
-            error!(
-                "cannot reload, so the old settings stay: {}",
-                text.strip_prefix("error: ").unwrap_or(&text)
-            );
+            error!("cannot reload, so the old settings stay: {}", error.in_log());
             self.counts.reloads_failed += 1;
         }
     }
@@ -1017,9 +1010,7 @@ impl<'h> Master<'h> {
             // The master has died meanwhile.
             Ok(None) => return Exit::Done.code(),
             Err(error) => {
-                let text = error.to_string();
-                let text = text.strip_prefix("error: ").unwrap_or(&text);
-                error!("Worker (pid:{}) cannot start: {text}", process::id());
+                error!("Worker (pid:{}) cannot start: {}", process::id(), error.in_log());
                 self.host.worker_exit();
                 return error.exit().code();
             }

@@ -412,8 +412,7 @@ pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
     let pool = Arc::new(Pool::new(1, Recorder::new(access.clone(), false)));
     let served = serve(context, &pool, Arc::new(Nobody), access.clone(), Some(make));
     if let Err(error) = &served {
-        let text = error.to_string();
-        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("{}", error.in_log());
     }
     if let Some(access) = access {
         access.flush();
@@ -442,8 +441,7 @@ fn io_thread(
     let served = or_failed(|| serve(context, pool, app, access.clone(), None));
     let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
-        let text = error.to_string();
-        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("{}", error.in_log());
     }
     // Runners finish what they have in hand, the main thread too, and `run` returns there.
     pool.close();

@@ -212,8 +212,7 @@ impl Host for PythonHost<'_> {
                 worker::run(context, Arc::new(wsgi))
             }
             Err(error) => {
-                let text = error.to_string();
-                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error!("{}", error.in_log());
                 error.exit().code()
             }
         }
