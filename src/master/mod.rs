@@ -46,6 +46,7 @@ use crate::limits::{BACKLOG_MS, LOG_RETRY_MS, WORKERS_MAX};
 use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
+use crate::sys::in_hand::InHand;
 use crate::sys::mailbox::Mailboxes;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
@@ -158,7 +159,7 @@ pub trait Host {
     /// In the master: the settings are these from now on, and no worker has them yet.
     ///
     /// # Errors
-    /// The hook failed: the server ends.
+    /// The hook failed: the server goes on with the old settings.
     fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
         let _ = settings;
         Ok(())
@@ -217,8 +218,6 @@ pub struct WorkerContext {
     pub shared: Arc<SharedPage>,
     /// Which record is this worker's.
     pub record: usize,
-    /// The master. The kernel kills the worker when it dies.
-    pub parent_pid: Pid,
     /// The worker's signals, recorded since the fork: TERM (graceful stop), INT and QUIT (quick
     /// stop), USR1 (reopen logs), and those that a worker ignores. A worker looks at them when it
     /// is ready; while it boots, the master kills it where haste is needed.
@@ -333,10 +332,7 @@ struct Master<'h> {
 impl<'h> Master<'h> {
     /// gunicorn's order: preload, "Starting", pidfile, listeners.
     fn start(mut settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
-        if settings.workers == 0 || settings.workers > WORKERS_MAX {
-            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
-            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
-        }
+        check_workers(&settings)?;
         host.nworkers_changed(settings.workers, None)?;
         if settings.preload_app {
             host.preload(&settings)?;
@@ -598,16 +594,23 @@ impl<'h> Master<'h> {
         }
     }
 
-    /// The record of a worker that was not reaped yet.
+    /// Which record belongs to a worker that was not reaped yet.
+    fn record_index(&self, pid: Pid) -> Option<usize> {
+        self.records.iter().find(|(owner, _)| *owner == pid).map(|(_, record)| *record)
+    }
+
     fn record_of(&self, pid: Pid) -> Option<&WorkerRecord> {
-        let (_, record) = self.records.iter().find(|(owner, _)| *owner == pid)?;
-        self.shared.record(*record)
+        self.shared.record(self.record_index(pid)?)
+    }
+
+    /// What a worker has published of the requests that it has had in hand for a while.
+    fn requests_of(&self, pid: Pid) -> Option<&InHand> {
+        self.shared.in_hand(self.record_index(pid)?)
     }
 
     /// The log names the requests that a worker had in hand before it is killed, unless the worker did so itself.
     fn tell_requests_of(&self, pid: Pid) {
-        let record = self.records.iter().find(|(owner, _)| *owner == pid);
-        let Some(page) = record.and_then(|(_, record)| self.shared.in_hand(*record)) else { return };
+        let Some(page) = self.requests_of(pid) else { return };
         let published = page.published();
         if published.is_empty() || page.set_told() {
             return;
@@ -615,8 +618,7 @@ impl<'h> Master<'h> {
         let now_ms = monotonic_ms();
         for request in published {
             let age = Duration::from_millis(now_ms.saturating_sub(request.begun_ms)).as_secs_f32();
-            let text: String = request.text.chars().filter(|letter| !letter.is_control()).collect();
-            error!("Worker (pid:{pid}) had in hand: {text}, {age:.1} s");
+            error!("Worker (pid:{pid}) had in hand: {}, {age:.1} s", request.text);
         }
     }
 
@@ -758,10 +760,7 @@ impl<'h> Master<'h> {
 
     fn try_reload(&mut self) -> Result<(), StartError> {
         let mut settings = self.host.reload(&self.settings)?;
-        if settings.workers == 0 || settings.workers > WORKERS_MAX {
-            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
-            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
-        }
+        check_workers(&settings)?;
         keep_what_cannot_change(&self.settings, &mut settings);
         self.host.on_reload(&settings)?;
         for notice in &settings.notices {
@@ -1072,7 +1071,6 @@ impl<'h> Master<'h> {
             cpu,
             shared: self.shared.clone(),
             record,
-            parent_pid: self.pid,
             signals,
             master_event,
         }))
@@ -1117,6 +1115,15 @@ fn kill(pid: Pid, signal: Signal) {
         let name = signal::name(signal.as_raw());
         debug!("cannot send {name} to worker (pid:{pid}): {}", describe(&error));
     }
+}
+
+/// A program that starts the server by itself may give any number.
+fn check_workers(settings: &Settings) -> Result<(), StartError> {
+    if (1..=WORKERS_MAX).contains(&settings.workers) {
+        return Ok(());
+    }
+    let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
+    Err(StartError::new(Exit::Start, what).from(settings.source("workers")))
 }
 
 fn rules(settings: &Settings) -> Rules {
