@@ -212,8 +212,6 @@ pub struct WorkerContext {
     pub mailboxes: Mailboxes,
     /// The age of the first worker that has the listeners of this slot: those before it cannot accept for it.
     pub listeners_age: u64,
-    /// The CPU it is pinned to already.
-    pub cpu: Option<usize>,
     /// The page of worker records.
     pub shared: Arc<SharedPage>,
     /// Which record is this worker's.
@@ -1049,8 +1047,7 @@ impl<'h> Master<'h> {
         if !process::die_with(self.pid).map_err(|error| system("follow the master", &error))? {
             return Ok(None);
         }
-        let cpu = self.cpus.as_ref().and_then(|cpus| cpus.get(slot).copied());
-        if let Some(id) = cpu
+        if let Some(&id) = self.cpus.as_ref().and_then(|cpus| cpus.get(slot))
             && !core_affinity::set_for_current(CoreId { id })
         {
             warn!("cannot pin worker {slot} to CPU {id}");
@@ -1068,7 +1065,6 @@ impl<'h> Master<'h> {
             siblings,
             mailboxes: std::mem::take(&mut self.mailboxes),
             listeners_age: self.listeners_ages.get(slot).copied().unwrap_or(0),
-            cpu,
             shared: self.shared.clone(),
             record,
             signals,

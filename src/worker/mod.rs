@@ -56,6 +56,7 @@ use crate::ring::{self, Accepting, Choice};
 use crate::sys::errno::describe;
 use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
+use crate::sys::usage::Usage;
 use crate::sys::{atfork, clock, process, rlimit, signal};
 
 /// One listening socket of this worker.
@@ -621,7 +622,7 @@ impl Life {
         let why = if now_ms >= self.end_ms {
             "max_worker_age"
         } else if self.memory_bytes_max != u64::MAX
-            && process::resident_bytes().is_some_and(|bytes| bytes >= self.memory_bytes_max)
+            && Usage::of(process::id()).is_some_and(|usage| usage.resident_bytes >= self.memory_bytes_max)
         {
             "max_worker_memory"
         } else {
