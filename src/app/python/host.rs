@@ -131,16 +131,15 @@ impl<'py> PythonHost<'py> {
             .import("sys")
             .and_then(|sys| sys.getattr("stderr"))
             .map_err(|error| StartError::new(Exit::WorkerBoot, format!("cannot use sys.stderr: {error}")))?;
-        let script_name = std::env::var_os("SCRIPT_NAME").unwrap_or_default();
-        Ok(Wsgi::new(
-            Stacks::new(py),
+        Ok(Wsgi {
             application,
-            settings.threads > 1,
-            settings.workers > 1,
-            script_name.into_encoded_bytes(),
-            errors.unbind(),
+            multithread: settings.threads > 1,
+            multiprocess: settings.workers > 1,
+            script_name: std::env::var_os("SCRIPT_NAME").unwrap_or_default().into_encoded_bytes(),
+            errors: errors.unbind(),
             hooks,
-        ))
+            stacks: Stacks::new(py),
+        })
     }
 }
 

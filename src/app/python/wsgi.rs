@@ -32,32 +32,21 @@ use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
 pub(super) struct Wsgi {
-    application: Py<PyAny>,
+    pub(super) application: Py<PyAny>,
     /// Whether other threads of this process run requests too.
-    multithread: bool,
+    pub(super) multithread: bool,
     /// Whether other processes serve the same application.
-    multiprocess: bool,
+    pub(super) multiprocess: bool,
     /// The mount point from the environment variable `SCRIPT_NAME`.
-    script_name: Vec<u8>,
-    errors: Py<PyAny>,
+    pub(super) script_name: Vec<u8>,
+    /// `wsgi.errors`.
+    pub(super) errors: Py<PyAny>,
     /// `pre_request` and `post_request`, when one of them is set.
-    hooks: Option<RequestHooks>,
-    stacks: Stacks,
+    pub(super) hooks: Option<RequestHooks>,
+    pub(super) stacks: Stacks,
 }
 
 impl Wsgi {
-    pub(super) fn new(
-        stacks: Stacks,
-        application: Py<PyAny>,
-        multithread: bool,
-        multiprocess: bool,
-        script_name: Vec<u8>,
-        errors: Py<PyAny>,
-        hooks: Option<RequestHooks>,
-    ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks }
-    }
-
     /// The part of the environ that is the same for every request on a listener.
     fn template<'py>(&self, py: Python<'py>, listener: &Listener) -> PyResult<Bound<'py, PyDict>> {
         let environ = PyDict::new(py);
