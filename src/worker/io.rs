@@ -346,7 +346,7 @@ impl Io {
     /// Once a turn: what is cheaper to count together, and what only is there at a moment.
     fn publish(&mut self) {
         let Some(meter) = &self.meter else { return };
-        meter.connections.set((self.conns.len() - self.observers) as u64);
+        meter.connections.set(self.clients() as u64);
         let metered = (self.port.sent_bytes(), self.driver.buffer_waits());
         if metered != self.metered {
             meter.io_sent_bytes.add(metered.0 - self.metered.0);
@@ -375,8 +375,7 @@ impl Io {
             self.sweep(stop);
         }
         self.close_entrance();
-        let served =
-            self.conns.len() == self.observers && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
+        let served = self.clients() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
         let empty = served && self.end_observation() && self.conns.len() == 0;
         self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
     }
@@ -480,15 +479,24 @@ impl Io {
         }
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
-        if self.conns.len() - self.observers >= self.rules.connections_max && !self.crowded {
+        if self.clients() >= self.rules.connections_max && !self.crowded {
             // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
             self.crowded = true;
             self.room_ms = self.now_ms;
-            for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                self.driver.stop_accept(index);
-            }
+            self.stop_accepting(false);
         }
         Some(token)
+    }
+
+    /// Connections that count: those of observers do not.
+    fn clients(&self) -> usize {
+        self.conns.len() - self.observers
+    }
+
+    /// Accepts no more on our own listeners: those of observers, or those of everybody else. Returns how many.
+    fn stop_accepting(&mut self, observers: bool) -> usize {
+        let doors = self.doors.iter().enumerate().filter(|(_, door)| door.observer == observers);
+        doors.map(|(index, _)| self.driver.stop_accept(index)).count()
     }
 
     /// Ends the longest idle connections if there is no room for clients that wait. An idle client can connect
@@ -1230,7 +1238,7 @@ impl Io {
     /// A connection is gone: accepts again, if there was no room.
     fn use_room(&mut self) {
         if self.crowded
-            && self.conns.len() - self.observers < self.rules.connections_max
+            && self.clients() < self.rules.connections_max
             && self.draining.is_none()
         {
             self.crowded = false;
@@ -1398,13 +1406,11 @@ impl Io {
             let page = refusal(503, "The application did not answer in time.", is_head);
             if conn.link.expire(&page) {
                 what.push_str("; its client got 503");
-                let body =
-                    page.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
                 self.pool.expired(&Expired {
                     peer: conn.link.peer(),
                     head: &conn.head,
                     status: 503,
-                    body_bytes: body as u64,
+                    body_bytes: body_bytes(&page),
                     duration: Duration::from_millis(self.now_ms.saturating_sub(held.begun_ms)),
                 });
                 conn.phase = Phase::InHand(None);
@@ -1564,8 +1570,7 @@ impl Io {
     /// new can come any more.
     fn end_observation(&mut self) -> bool {
         let Some(turns) = self.unobserved_turns else {
-            let doors = (0..self.doors.len()).filter(|index| self.doors[*index].observer);
-            let doors = doors.map(|index| self.driver.stop_accept(index)).count();
+            let doors = self.stop_accepting(true);
             self.unobserved_turns = Some(if doors == 0 { CLOSED_TURNS } else { 0 });
             return doors == 0;
         };
@@ -1583,9 +1588,7 @@ impl Io {
                 if patient && self.doors.iter().any(|door| !door.observer && door.has_waiting()) {
                     return;
                 }
-                for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                    self.driver.stop_accept(index);
-                }
+                self.stop_accepting(false);
                 if self.leaving == Some(Stop::Close) {
                     self.doors.iter().for_each(Door::close);
                 }

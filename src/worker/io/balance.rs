@@ -146,8 +146,9 @@ impl Io {
 
     /// At the end of a turn.
     pub(super) fn even_out(&mut self) {
+        let clients = self.clients();
         let Some(balance) = &mut self.balance else { return };
-        balance.siblings.publish(self.conns.len() - self.observers, self.waiting);
+        balance.siblings.publish(clients, self.waiting);
         if self.waiting > 0 || balance.stalled {
             self.watch_runners();
         } else {
@@ -345,9 +346,7 @@ impl Io {
             return;
         }
         if shut {
-            for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                self.driver.stop_accept(index);
-            }
+            self.stop_accepting(false);
         } else {
             self.open();
         }
@@ -419,7 +418,7 @@ impl Io {
 
     /// Passes a new connection on when this worker has far more than the least loaded sibling. Returns whether.
     pub(super) fn pass_on(&mut self, listener: &Listener, socket: &Socket) -> bool {
-        let count = self.conns.len() - self.observers;
+        let count = self.clients();
         let Some(balance) = &mut self.balance else { return false };
         if count <= UNEVEN_CONNECTIONS || self.leaving.is_some() {
             return false;
