@@ -296,9 +296,7 @@ impl Master<'_> {
             }
         }
         requests.sort_by_key(|(begun_ms, slot, ..)| (*begun_ms, *slot));
-        let show = |(begun_ms, slot, pid, text): &(u64, usize, Pid, String)| {
-            json!({ "slot": slot, "pid": number(*pid), "seconds": seconds(now_ms.saturating_sub(*begun_ms)), "request": text })
-        };
+        let show = |(begun_ms, slot, pid, text): &(u64, usize, Pid, String)| json!({ "slot": slot, "pid": number(*pid), "seconds": seconds(now_ms.saturating_sub(*begun_ms)), "request": text });
         requests.iter().map(show).collect()
     }
 

@@ -14,6 +14,7 @@
 //! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
+mod begin;
 mod commands;
 pub mod control;
 mod launch;
@@ -54,6 +55,7 @@ use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 use crate::sys::title::Title;
 
+pub use self::begin::begin;
 pub use self::launch::Launch;
 pub use self::native::NativeHost;
 pub use self::sockets::{LocalAddr, SiblingListener, WorkerListener};

@@ -1237,10 +1237,7 @@ impl Io {
 
     /// A connection is gone: accepts again, if there was no room.
     fn use_room(&mut self) {
-        if self.crowded
-            && self.clients() < self.rules.connections_max
-            && self.draining.is_none()
-        {
+        if self.crowded && self.clients() < self.rules.connections_max && self.draining.is_none() {
             self.crowded = false;
             self.open();
         }

@@ -19,7 +19,7 @@ use super::stacks::Stacks;
 use super::watch;
 use super::wsgi::{Wsgi, traceback};
 use crate::config::cpus::Available;
-use crate::config::{self, Loaded, Program, Settings, Sources, Value};
+use crate::config::{self, Loaded, Program, Settings, Sources};
 use crate::error::{Exit, StartError};
 use crate::master::{Host, Launch, WorkerContext};
 use crate::sys::process::{self, Fork, Pid};
@@ -27,8 +27,6 @@ use crate::worker;
 
 /// How the server calls itself.
 pub(super) const SERVER_SOFTWARE: &str = concat!("ringhorn/", env!("CARGO_PKG_VERSION"));
-/// The umask of a daemon; gunicorn's.
-const DAEMON_UMASK: u32 = 0o022;
 
 /// The interpreter that `_native.main` was called in.
 pub(super) struct PythonHost<'py> {
@@ -188,20 +186,15 @@ impl Host for PythonHost<'_> {
     }
 
     fn before_fork(&mut self) {
-        // What waits in Python's buffers would be written by every worker.
-        flush(self.py);
-        // SAFETY: attached (`self.py`), on the thread that forks, and followed by one of the calls below.
-        unsafe { ffi::PyOS_BeforeFork() };
+        before_fork(self.py);
     }
 
     fn after_fork_parent(&mut self) {
-        // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
-        unsafe { ffi::PyOS_AfterFork_Parent() };
+        after_fork_parent(self.py);
     }
 
     fn after_fork_child(&mut self) {
-        // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
-        unsafe { ffi::PyOS_AfterFork_Child() };
+        after_fork_child(self.py);
     }
 
     fn serve(&mut self, context: WorkerContext) -> i32 {
@@ -354,41 +347,37 @@ pub(super) fn launch(py: Python<'_>) -> PyResult<Launch> {
     Ok(launch)
 }
 
-/// Goes to the background as gunicorn does (`daemon`): a session of its own, without a terminal, and
-/// standard streams that lead nowhere unless `enable_stdio_inheritance` keeps output and error.
+/// fork(2), as `os.fork` does it.
 ///
 /// # Errors
-/// What fork(2), setsid(2) or dup2(2) refuse.
-pub(super) fn daemonize(py: Python<'_>, settings: &Settings) -> io::Result<()> {
-    let keep =
-        settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
-    flush(py);
-    leave_parent(py)?;
-    process::lead_session()?;
-    // The leader of a session can get a terminal again; its child cannot.
-    leave_parent(py)?;
-    process::set_umask(DAEMON_UMASK);
-    process::detach_streams(keep)
+/// As [`process::fork`].
+pub(super) fn fork(py: Python<'_>) -> io::Result<Fork> {
+    before_fork(py);
+    let forked = process::fork();
+    if matches!(forked, Ok(Fork::Child)) {
+        after_fork_child(py)
+    } else {
+        after_fork_parent(py)
+    }
+    forked
 }
 
-/// Goes on in a child; the parent ends.
-fn leave_parent(_py: Python<'_>) -> io::Result<()> {
-    // SAFETY: attached (`_py`), on the thread that forks, and followed by one of the calls below.
+/// A fork follows, on this thread, and then one of the two calls below.
+fn before_fork(py: Python<'_>) {
+    // What waits in Python's buffers would be written by both.
+    flush(py);
+    // SAFETY: attached (`py`), on the thread that forks, and followed by one of the calls below.
     unsafe { ffi::PyOS_BeforeFork() };
-    let forked = process::fork();
-    match forked {
-        Ok(Fork::Child) => {
-            // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
-            unsafe { ffi::PyOS_AfterFork_Child() };
-            Ok(())
-        }
-        Ok(Fork::Parent(_)) => process::exit_now(0),
-        Err(error) => {
-            // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
-            unsafe { ffi::PyOS_AfterFork_Parent() };
-            Err(error)
-        }
-    }
+}
+
+fn after_fork_parent(_py: Python<'_>) {
+    // SAFETY: attached (`_py`), after `PyOS_BeforeFork` on the same thread.
+    unsafe { ffi::PyOS_AfterFork_Parent() };
+}
+
+fn after_fork_child(_py: Python<'_>) {
+    // SAFETY: attached (`_py`), after `PyOS_BeforeFork` on the thread that forked, the child's only one.
+    unsafe { ffi::PyOS_AfterFork_Child() };
 }
 
 /// The end of a worker's interpreter: what Python does at exit, without taking it apart. Threads that are
