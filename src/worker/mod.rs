@@ -53,11 +53,12 @@ use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS, STACK_PAT
 use crate::master::{LocalAddr, SiblingListener, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
+use crate::sys::atfork::Noted;
 use crate::sys::errno::describe;
 use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
 use crate::sys::usage::Usage;
-use crate::sys::{atfork, clock, process, rlimit, signal};
+use crate::sys::{clock, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -74,7 +75,6 @@ impl Door {
             LocalAddr::Tcp(addr) => Listener::inet(addr),
             LocalAddr::Unix(path) => Listener::unix(path),
         };
-        atfork::note(from.fd.as_raw_fd());
         Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting, observer: false }
     }
 
@@ -498,11 +498,13 @@ fn serve(
             }
             _ => failed(error),
         })?;
-    choice.fds.iter().copied().for_each(atfork::note);
+    let mut noted = Noted::default();
+    noted.extend(choice.fds.iter().copied());
     announce(&context, &choice);
     let waker = driver.waker();
     let mut doors: Vec<Door> = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
     doors.extend(std::mem::take(&mut context.metrics_listeners).into_iter().map(Door::for_observers));
+    noted.extend(doors.iter().map(Door::fd));
     let meter = meter(&context);
     let rules = Arc::new(Rules::new(
         &context.settings,
@@ -545,7 +547,8 @@ fn serve(
         listeners_age,
         ..
     } = context;
-    mailboxes.fds().for_each(atfork::note);
+    noted.extend(mailboxes.fds());
+    noted.extend(siblings.iter().map(|sibling| sibling.listener.fd.as_raw_fd()));
     // They need not accept for this slot any longer.
     for other in shared.used().map(|(other, _)| other).filter(|other| other.state() == WorkerState::Ready) {
         mailboxes.poke(other.slot() as usize);
@@ -571,6 +574,8 @@ fn serve(
             signal::notify(master_event);
         }
     });
+    // From here on they are closed, and what the application opens at its end gets their numbers.
+    drop(noted);
     // Responders that are still owed an answer are dropped while their connections can hear of it.
     tasks.clear();
     let left = left.map_err(failed)?;
