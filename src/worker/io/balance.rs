@@ -24,6 +24,7 @@ use crate::limits::{
 };
 use crate::ring::Accepting;
 use crate::worker::parcel::{self, Parcel};
+use crate::worker::pool::Progress;
 use crate::worker::siblings::{Helper, Siblings, Survey};
 
 /// The I/O thread's dealings with its siblings.
