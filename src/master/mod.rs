@@ -89,6 +89,11 @@ pub trait Host {
         Ok(old.clone())
     }
 
+    /// A reload came to nothing: `old` are in force again, and the `tried` ones are not.
+    fn resume(&mut self, tried: &Settings, old: &Settings) {
+        let _ = (tried, old);
+    }
+
     /// Right before a fork (`PyOS_BeforeFork`).
     fn before_fork(&mut self) {}
 
@@ -760,8 +765,17 @@ impl<'h> Master<'h> {
 
     fn try_reload(&mut self) -> Result<(), StartError> {
         let mut settings = self.host.reload(&self.settings)?;
-        check_workers(&settings)?;
         keep_what_cannot_change(&self.settings, &mut settings);
+        let settings = Arc::new(settings);
+        let result = self.go_over_to(Arc::clone(&settings));
+        if result.is_err() {
+            self.host.resume(&settings, &self.settings);
+        }
+        result
+    }
+
+    fn go_over_to(&mut self, settings: Arc<Settings>) -> Result<(), StartError> {
+        check_workers(&settings)?;
         self.host.on_reload(&settings)?;
         for notice in &settings.notices {
             notice.log();
@@ -777,7 +791,7 @@ impl<'h> Master<'h> {
             return Err(error);
         }
         let rules = rules(&settings);
-        let old_settings = self.adopt(Arc::new(settings));
+        let old_settings = self.adopt(settings);
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         if old_settings.bind != self.settings.bind {
             self.listeners_ages.clear();
@@ -838,7 +852,8 @@ impl<'h> Master<'h> {
             if let Err(error) = self.move_pidfile(&settings) {
                 warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
             }
-            self.adopt(settings);
+            let dropped = self.adopt(settings);
+            self.host.resume(&dropped, &self.settings);
             self.set_title("master");
         }
     }

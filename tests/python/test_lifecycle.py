@@ -86,6 +86,33 @@ def test_a_version_that_cannot_boot_changes_nothing(site, tmp_path):
         load.until_only(hang_up(site))
 
 
+def test_a_dropped_reload_leaves_the_next_worker_its_directory_and_environment(serve, tmp_path):
+    """It was forked into the directory of the release that cannot boot, and could not boot either."""
+    config = tmp_path / "release.py"
+
+    def release(name: str, before: str = "") -> None:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "page.py").write_text(
+            f"{before}\nimport os\ndef application(environ, start_response):\n"
+            "    start_response('200 OK', [])\n"
+            f"    return [' '.join(['{name}', os.getcwd(), str(os.environ.get('OLD')), str(os.environ.get('NEW'))]).encode()]\n"
+        )
+        config.write_text(f"chdir = {str(directory)!r}\nraw_env = ['{name.upper()}={name}']\n")
+
+    release("old")
+    site = serve("page", "--workers", "1", "--config", str(config), cwd=tmp_path)
+    told = f"old {tmp_path / 'old'} old None".encode()
+    assert site.get("/").body == told
+    release("new", before="raise RuntimeError('broken release')")
+    site.signal(signal.SIGHUP)
+    wait_until(lambda: "the reload is dropped" in site.log(), "the reload is dropped")
+    (worker,) = site.workers(1)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: worker not in site.children(), "the end of the worker")
+    assert site.get("/").body == told
+
+
 def test_a_version_that_boots_slowly_delays_nobody(site, tmp_path):
     """The new worker imports for as long as the test likes; the old ones serve meanwhile."""
     go = tmp_path / "go"

@@ -106,6 +106,22 @@ impl<'py> PythonHost<'py> {
         }
     }
 
+    /// Prepares for `new` what was prepared for `old`.
+    fn prepare_again(&mut self, old: &Settings, new: &Settings) -> Result<(), StartError> {
+        let launch = &self.start.launch;
+        forget_environment(self.py, old, launch)
+            .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
+        if let (Some(_), None, Some(start)) = (&old.chdir, &new.chdir, &launch.directory) {
+            // Where that is gone, the server stays where it is.
+            let _ = std::env::set_current_dir(start);
+        }
+        prepare(self.py, new, launch)?;
+        if self.hooks.is_none() {
+            self.hooks = Hooks::of(self.py, new).map_err(|error| unusable(&error))?;
+        }
+        Ok(())
+    }
+
     fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
         let settings = &context.settings;
@@ -165,13 +181,23 @@ impl Host for PythonHost<'_> {
             Loaded::Run(settings) => *settings,
             Loaded::Print { .. } => return Ok(old.clone()),
         };
-        forget_environment(self.py, old, &self.start.launch)
-            .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
-        prepare(self.py, &new, &self.start.launch)?;
-        if self.hooks.is_none() {
-            self.hooks = Hooks::of(self.py, &new).map_err(|error| unusable(&error))?;
+        if let Err(error) = self.prepare_again(old, &new) {
+            self.resume(&new, old);
+            return Err(error);
         }
         Ok(new)
+    }
+
+    fn resume(&mut self, tried: &Settings, old: &Settings) {
+        // The next worker has the directory, the path and the environment of this process.
+        if let Err(error) = self.prepare_again(tried, old) {
+            error!("cannot go back to the old settings: {}", error.in_log());
+        }
+        if let Some(hooks) = &self.hooks
+            && let Err(error) = hooks.configure(self.py, old)
+        {
+            error!("cannot give the old settings to hooks: {error}");
+        }
     }
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
