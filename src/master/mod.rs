@@ -782,7 +782,7 @@ impl<'h> Master<'h> {
         }
         // While two masters share the listeners, they stay as they are.
         let listeners = if settings.bind == self.settings.bind || self.slots.is_sharing() {
-            self.listeners.same()
+            self.listeners.same(settings.backlog)
         } else {
             self.listeners.reopen(&settings)
         }?;

@@ -154,12 +154,13 @@ impl Listeners {
         Self::open_within(settings, Some(self), PATIENCE)
     }
 
-    /// The same listeners once more, for settings that do not change them.
+    /// The same listeners once more, for settings that change nothing of them but their `backlog`.
     ///
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn same(&self) -> Result<Self, StartError> {
-        let groups: io::Result<_> = self.groups.iter().map(Group::try_clone).collect();
+    pub(super) fn same(&self, backlog: u32) -> Result<Self, StartError> {
+        warn_of_backlog(backlog);
+        let groups: io::Result<_> = self.groups.iter().map(|group| group.kept(backlog)).collect();
         let groups = groups.map_err(|error| {
             StartError::new(Exit::Start, format!("cannot keep the listeners: {}", describe(&error)))
         })?;
@@ -171,28 +172,22 @@ impl Listeners {
         earlier: Option<&Self>,
         patience: Duration,
     ) -> Result<Self, StartError> {
-        if let Some(warning) = backlog_warning(settings.backlog, somaxconn()) {
-            tracing::warn!("{warning}");
-        }
+        warn_of_backlog(settings.backlog);
         let mut listeners = Self { groups: Vec::new(), open: earlier.and_then(|earlier| earlier.open) };
         let give_up = Instant::now() + patience;
         for (index, bind) in settings.bind.iter().enumerate() {
             let kept = earlier.and_then(|earlier| {
                 let taken = |group: &Group| listeners.groups.iter().any(|other| other.local == group.local);
-                earlier.groups.iter().find(|group| group.bind == *bind && !taken(group))
+                let same = earlier.groups.iter().find(|group| group.bind == *bind && !taken(group));
+                same?.kept(settings.backlog).ok()
             });
-            let opened = match bind {
-                _ if kept.is_some_and(|group| group.set_backlog(settings.backlog).is_ok()) => {
-                    kept.map_or(Err(io::ErrorKind::NotFound.into()), Group::try_clone).map_err(|error| {
-                        let what = format!("cannot keep the listener of {bind}: {}", describe(&error));
-                        StartError::new(Exit::Start, what)
-                    })
-                }
-                Bind::Fd(_) if settings.bind[..index].contains(bind) => {
+            let opened = match (kept, bind) {
+                (Some(group), _) => Ok(group),
+                (None, Bind::Fd(_)) if settings.bind[..index].contains(bind) => {
                     Err(StartError::new(Exit::Start, format!("cannot listen on {bind} twice"))
                         .from(settings.source("bind")))
                 }
-                _ => open_patiently(bind, settings, give_up),
+                (None, _) => open_patiently(bind, settings, give_up),
             };
             match opened {
                 Ok(group) => listeners.groups.push(group),
@@ -441,23 +436,19 @@ impl Listeners {
 }
 
 impl Group {
-    fn try_clone(&self) -> io::Result<Self> {
+    /// The same sockets, with this backlog from now on.
+    fn kept(&self, backlog: u32) -> io::Result<Self> {
+        let again = |fd: &OwnedFd| {
+            listen(&socket2::SockRef::from(fd), backlog)?;
+            fd.try_clone()
+        };
         let sockets = match &self.sockets {
             Sockets::PerSlot(sockets) => {
-                Sockets::PerSlot(sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?)
+                Sockets::PerSlot(sockets.iter().map(again).collect::<io::Result<_>>()?)
             }
-            Sockets::Shared(fd, file) => Sockets::Shared(fd.try_clone()?, file.clone()),
+            Sockets::Shared(fd, file) => Sockets::Shared(again(fd)?, file.clone()),
         };
         Ok(Self { bind: self.bind.clone(), local: self.local.clone(), sockets })
-    }
-
-    fn set_backlog(&self, backlog: u32) -> io::Result<()> {
-        match &self.sockets {
-            Sockets::PerSlot(sockets) => {
-                sockets.iter().try_for_each(|fd| listen(&socket2::SockRef::from(fd), backlog))
-            }
-            Sockets::Shared(fd, _) => listen(&socket2::SockRef::from(fd), backlog),
-        }
     }
 }
 
@@ -767,6 +758,12 @@ fn somaxconn() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
 }
 
+fn warn_of_backlog(backlog: u32) {
+    if let Some(warning) = backlog_warning(backlog, somaxconn()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 fn backlog_warning(backlog: u32, somaxconn: Option<u32>) -> Option<String> {
     let most = somaxconn.filter(|most| backlog > *most)?;
     Some(format!("backlog {backlog} is more than net.core.somaxconn allows: {most} it is, for each listener"))
@@ -831,6 +828,19 @@ mod tests {
                 assert_eq!(listener.accepting, Accepting::Alone);
             }
         }
+    }
+
+    /// A reload that changed nothing else left the queue as short as it was.
+    #[test]
+    fn listeners_that_stay_get_the_new_backlog() {
+        let mut settings = settings(vec![tcp("127.0.0.1", 0)], 1);
+        settings.backlog = 1;
+        let listeners = open_now(&settings).unwrap();
+        let _same = listeners.same(64).unwrap();
+        let address = ([127, 0, 0, 1], port(&listeners)).into();
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
+        let clients: io::Result<Vec<TcpStream>> = (0..16).map(|_| connect()).collect();
+        assert_eq!(clients.unwrap().len(), 16);
     }
 
     /// With the kernel's hash, 200 connections leave one of two queues empty once in 2^199 runs.
