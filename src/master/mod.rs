@@ -766,6 +766,12 @@ impl<'h> Master<'h> {
     fn try_reload(&mut self) -> Result<(), StartError> {
         let mut settings = self.host.reload(&self.settings)?;
         keep_what_cannot_change(&self.settings, &mut settings);
+        if self.slots.is_sharing() && settings.bind != self.settings.bind {
+            warn!(
+                "bind stays as it is while two masters share the listeners; reload again when one of them is gone"
+            );
+            settings.bind.clone_from(&self.settings.bind);
+        }
         let settings = Arc::new(settings);
         let result = self.go_over_to(Arc::clone(&settings));
         if result.is_err() {
@@ -780,8 +786,7 @@ impl<'h> Master<'h> {
         for notice in &settings.notices {
             notice.log();
         }
-        // While two masters share the listeners, they stay as they are.
-        let listeners = if settings.bind == self.settings.bind || self.slots.is_sharing() {
+        let listeners = if settings.bind == self.settings.bind {
             self.listeners.same(settings.backlog)
         } else {
             self.listeners.reopen(&settings)

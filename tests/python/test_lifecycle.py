@@ -434,6 +434,21 @@ def test_an_upgrade_can_be_taken_back(serve, tmp_path):
     assert pidfile.read_text() == f"{site.process.pid}\n"
 
 
+def test_binds_that_change_during_an_upgrade_are_opened_by_the_next_reload(serve, tmp_path):
+    """They were taken for open, and no reload opened them."""
+    pidfile, late, config = tmp_path / "pid", tmp_path / "late.sock", tmp_path / "binds.py"
+    config.write_text("bind = ['127.0.0.1:0']\n")
+    options = ("--workers", "2", "--pid", str(pidfile), "--config", str(config))
+    site = serve("pep3333:app", *options, binds=1)
+    with upgraded(site, pidfile):
+        config.write_text(f"bind = ['127.0.0.1:0', 'unix:{late}']\n")
+        site.signal(signal.SIGHUP)
+        wait_until(lambda: "bind stays as it is" in site.log(), "the reload")
+    wait_until(lambda: "; this one goes on" in site.log(), "the end of the upgrade")
+    site.signal(signal.SIGHUP)
+    wait_until(late.exists, "the address is opened")
+
+
 def test_a_new_program_that_does_not_start_leaves_the_old_one_alone(serve, tmp_path):
     versioned(tmp_path)
     site = serve("versioned", "--workers", "2", cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
