@@ -639,8 +639,9 @@ impl Life {
 
 /// A random number from 0 to `most`.
 fn random_up_to(most: u64) -> u64 {
-    // The standard library seeds its hashes from the kernel's random numbers: good enough, and there.
-    let random = RandomState::new().hash_one(0);
+    // The standard library seeds its hashes from the kernel's random numbers: good enough, and there. But once for a
+    // thread, and forked workers have the master's: what makes them differ is their number.
+    let random = RandomState::new().hash_one(std::process::id());
     most.checked_add(1).map_or(random, |count| random % count)
 }
 

@@ -19,6 +19,7 @@ use crate::config::Trusted;
 use crate::error::Exit;
 use crate::http::{Policy, ProxyMode};
 use crate::ring::{self, Accepting, Driver, Waker};
+use crate::sys::process::{Fork, exit_now, fork};
 
 type Handler = dyn Fn(&mut Exchange) + Send + Sync;
 
@@ -494,6 +495,24 @@ fn blocked_runners_get_company_up_to_the_bound() {
 fn a_panic_of_the_io_thread_ends_its_worker() {
     let error = super::or_failed(|| panic!("on purpose")).unwrap_err();
     assert_eq!(error.exit(), Exit::Start);
+}
+
+/// In a program that had used a hash table before it forked, all workers had the same jitter, and were replaced
+/// together.
+#[test]
+fn forked_workers_roll_different_numbers() {
+    let _ = std::hash::RandomState::new();
+    let numbers = [(); 2].map(|()| {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        if let Fork::Child = fork().unwrap() {
+            let written = writer.write_all(&super::random_up_to(u64::MAX).to_ne_bytes());
+            exit_now(i32::from(written.is_err()));
+        }
+        let mut number = [0; 8];
+        reader.read_exact(&mut number).unwrap();
+        number
+    });
+    assert_ne!(numbers[0], numbers[1]);
 }
 
 #[test]
