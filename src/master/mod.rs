@@ -306,8 +306,6 @@ struct Master<'h> {
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
     mailboxes: Mailboxes,
-    /// By slot: the age of the first worker that has its listeners.
-    listeners_ages: Vec<u64>,
     /// The listener of the metrics address.
     metrics: Option<Listeners>,
     /// The number of workers that the host knows of.
@@ -408,7 +406,6 @@ impl<'h> Master<'h> {
             records: Vec::new(),
             listeners,
             mailboxes: Mailboxes::default(),
-            listeners_ages: Vec::new(),
             metrics,
             workers: slots.target(),
             reloading: false,
@@ -799,8 +796,7 @@ impl<'h> Master<'h> {
         let old_settings = self.adopt(settings);
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         if old_settings.bind != self.settings.bind {
-            self.listeners_ages.clear();
-            self.listeners_ages.resize(self.listeners.slots(), self.age + 1);
+            self.listeners.begin(self.age + 1);
         }
         self.earlier = Some(match self.earlier.take() {
             // The last generation has not shown yet that it can boot: it is skipped.
@@ -931,14 +927,9 @@ impl<'h> Master<'h> {
             // A hook failed after this fork was decided.
             return self.slots.fork_failed(slot, monotonic_ms());
         }
-        let before = self.listeners.slots();
-        if let Err(error) = self.listeners.grow(slot, self.settings.backlog) {
+        if let Err(error) = self.listeners.grow(slot, self.settings.backlog, self.age + 1) {
             error!("cannot listen for one more worker: {}", describe(&error));
             return self.slots.fork_failed(slot, monotonic_ms());
-        }
-        if self.listeners.slots() > before {
-            self.listeners_ages.resize(slot + 1, 0);
-            self.listeners_ages[before..].fill(self.age + 1);
         }
         // All that the settings ask for at once: a worker can write only to those that were there at its fork.
         if let Err(error) = self.mailboxes.grow(slot.max(self.settings.workers.saturating_sub(1))) {
@@ -1074,6 +1065,7 @@ impl<'h> Master<'h> {
         {
             warn!("cannot pin worker {slot} to CPU {id}");
         }
+        let listeners_age = self.listeners.age(slot);
         let (listeners, siblings) = std::mem::take(&mut self.listeners).into_worker(slot);
         Ok(Some(WorkerContext {
             slot,
@@ -1086,7 +1078,7 @@ impl<'h> Master<'h> {
                 .map_or_else(Vec::new, |metrics| metrics.into_worker(slot).0),
             siblings,
             mailboxes: std::mem::take(&mut self.mailboxes),
-            listeners_age: self.listeners_ages.get(slot).copied().unwrap_or(0),
+            listeners_age,
             shared: self.shared.clone(),
             record,
             signals,
