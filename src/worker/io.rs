@@ -716,18 +716,7 @@ impl Io {
                             return used;
                         }
                         Err(refused) => {
-                            let head = &exchange.request.head;
-                            let is_head = head.is_head;
-                            if head.is_read && self.rules.timed {
-                                let last = head.fields.last().map_or(head.target, |field| field.value);
-                                let lines = rest.get(..last.end as usize).unwrap_or(rest);
-                                exchange.request.bytes.extend_from_slice(lines);
-                                exchange.request.received_ns = clock::monotonic_ns();
-                                self.refuse_read(token, &refused, exchange);
-                            } else {
-                                self.blank = Some(exchange);
-                                self.refuse(token, &refused, is_head);
-                            }
+                            self.refuse_head(token, &refused, exchange, rest);
                             return data.len();
                         }
                     }
@@ -1135,6 +1124,22 @@ impl Io {
         conn.broken = true;
         conn.input = Vec::new();
         self.look(token);
+    }
+
+    /// Refuses a request for its head, with which `input` begins; tells of it if the head was read.
+    fn refuse_head(&mut self, token: Token, refused: &Refusal, mut exchange: Box<Exchange>, input: &[u8]) {
+        let head = &exchange.request.head;
+        if head.is_read && self.rules.timed {
+            let last = head.fields.last().map_or(head.target, |field| field.value);
+            let lines = input.get(..last.end as usize).unwrap_or(input);
+            exchange.request.bytes.extend_from_slice(lines);
+            exchange.request.received_ns = clock::monotonic_ns();
+            self.refuse_read(token, refused, exchange);
+        } else {
+            let is_head = head.is_head;
+            self.blank = Some(exchange);
+            self.refuse(token, refused, is_head);
+        }
     }
 
     /// Refuses a request whose head was read, and tells of it.

@@ -70,8 +70,8 @@ enum Next {
     Full,
     /// A head is complete, of so many bytes, and its body is not.
     Body(usize),
-    /// A request that is not served; whether its method was HEAD.
-    Refused(Refusal, bool),
+    /// A request that is not served.
+    Refused(Refusal),
     /// The last answer ends the connection.
     Close,
     /// A responder has the last request; earlier answers wait for room, if true.
@@ -302,7 +302,7 @@ impl Io {
             let length = match inline.head.parse(rest, &mut conn.scanned, &rules.policy, conn.trusted) {
                 Ok(Some(length)) => length,
                 Ok(None) => break Next::Incomplete,
-                Err(refused) => break Next::Refused(refused, inline.head.is_head),
+                Err(refused) => break Next::Refused(refused),
             };
             if status.as_ref().is_some_and(|status| status.concerns(inline.head.path.of(rest), conn.observer))
             {
@@ -361,8 +361,10 @@ impl Io {
                 self.on_head(token, exchange, data.len() > used);
                 (used, true)
             }
-            Next::Refused(refused, is_head) => {
-                self.refuse(token, &refused, is_head);
+            Next::Refused(refused) => {
+                let mut exchange = self.blank.take().unwrap_or_default();
+                std::mem::swap(&mut exchange.request.head, &mut inline.head);
+                self.refuse_head(token, &refused, exchange, &data[used..]);
                 (data.len(), false)
             }
             Next::Close => {
