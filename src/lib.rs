@@ -96,6 +96,7 @@ pub mod native;
 pub mod observe;
 pub mod ring;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper in a well-kept crate")]
+mod sync;
 pub mod sys;
 pub mod worker;
 

@@ -28,6 +28,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::SendFlags;
 
 use crate::limits::LOG_BUFFER_BYTES;
+use crate::sync::lock;
 use crate::sys::{errno, signal};
 
 /// Bytes that a pipe takes whole or not at all, when it can be written to (`PIPE_BUF`).
@@ -190,7 +191,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn target(&self) -> Option<Arc<Target>> {

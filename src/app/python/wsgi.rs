@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
 use crate::http::{EARLY_HINTS, Version, hint, percent_decode};
+use crate::sync::lock;
 use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
@@ -125,7 +126,7 @@ impl AsRef<[u8]> for HeldBytes {
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         if let Some(object) = self.object.take() {
-            GRAVES.lock().unwrap_or_else(PoisonError::into_inner).push(object);
+            lock(&GRAVES).push(object);
             DUG.store(true, Ordering::Relaxed);
         }
     }
@@ -835,7 +836,7 @@ impl Runner for WsgiRunner<'_, '_> {
 fn bury(_py: Python<'_>) {
     if DUG.load(Ordering::Relaxed) {
         DUG.store(false, Ordering::Relaxed);
-        let graves = std::mem::take(&mut *GRAVES.lock().unwrap_or_else(PoisonError::into_inner));
+        let graves = std::mem::take(&mut *lock(&GRAVES));
         drop(graves);
     }
 }

@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::error;
@@ -21,6 +21,7 @@ use crate::http::{BodyDecoder, End, Framing, Head, Refusal, error_page};
 use crate::limits::INLINE_OUT_BYTES;
 use crate::observe::statsd;
 use crate::ring::{Driver, Event, Token};
+use crate::sync::lock;
 use crate::sys::clock;
 use crate::sys::metrics::{method_index, status_index};
 use crate::sys::shared::Meter;
@@ -262,10 +263,6 @@ fn write_answer(draft: &mut Draft, is_head: bool, date: &mut Date, out: &mut Vec
         // A body that is shorter than the service announced is seen by the close.
         End::Close | End::Cut => Called::Close,
     }
-}
-
-fn lock(meter: &Mutex<Meter>) -> MutexGuard<'_, Meter> {
-    meter.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts an answer that took so many nanoseconds. No request waits for a runner here.
