@@ -25,7 +25,7 @@ pub struct Socket {
 
 /// We have sent our last byte.
 const SENT_ALL: u8 = 1;
-/// The peer's last byte was received.
+/// The peer's last byte was received, or nobody wants more.
 const GOT_ALL: u8 = 2;
 
 #[derive(Debug)]
@@ -151,13 +151,13 @@ impl Socket {
         );
     }
 
-    /// Ends both directions. Whoever waits on the socket in this or another process is woken.
+    /// Ends both directions. Whoever waits on the socket in this or another process is woken, and sees its end.
     ///
     /// # Errors
     /// `ENOTCONN` when the peer is gone already.
-    pub(super) fn shutdown_both(&self) -> io::Result<()> {
+    pub(crate) fn shutdown_both(&self) -> io::Result<()> {
         let (fd, ended) = either!(&self.inner, Inner::Kernel { fd, ended, .. } => (fd, ended), half => return half.end_both());
-        if ended.load(Ordering::Relaxed) == SENT_ALL | GOT_ALL {
+        if ended.swap(SENT_ALL | GOT_ALL, Ordering::Relaxed) == SENT_ALL | GOT_ALL {
             return Ok(());
         }
         Ok(rustix::net::shutdown(fd, Shutdown::Both)?)

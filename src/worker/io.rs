@@ -851,8 +851,14 @@ impl Io {
             return self.serve_gathered(token, exchange, stream);
         }
         let Some(conn) = self.conns.get(token) else { return };
-        exchange.request.head.keep_alive &= self.rules.keep_alive;
+        let head = &mut exchange.request.head;
+        // Old clients send a line end behind a body, announced or not.
+        let client_ends = !head.keep_alive && head.framing == Framing::None;
+        head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
+        if client_ends {
+            exchange.reply.client_ends();
+        }
         if let Some(request_ids) = &mut self.request_ids {
             request_ids.identify(&mut exchange);
         }
@@ -947,7 +953,11 @@ impl Io {
                 let refused = Refusal { status: 400, detail: BodyError::Truncated.to_string().into() };
                 self.refuse_gathering(token, &refused);
             }
-            Phase::InHand(Some(_)) => self.break_body(token, BodyError::Truncated),
+            Phase::InHand(Some(_)) if conn.link.standing() == Standing::Busy => {
+                self.break_body(token, BodyError::Truncated);
+            }
+            // The answer is given, and the rest of the body may wait behind it.
+            Phase::InHand(Some(_)) => self.look(token),
             // Half closed: the answer, and those to requests already received, still go out.
             Phase::InHand(None) if conn.link.want_attention() == Standing::Busy => {}
             Phase::InHand(None) => self.look(token),

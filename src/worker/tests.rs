@@ -316,6 +316,40 @@ fn connection_close_ends_in_order_and_ignores_what_follows() {
     });
 }
 
+/// The client's end of a connection that it had announced to be over woke the I/O thread once more: with a connection
+/// for each request, that was a quarter of the CPU.
+#[test]
+fn nothing_is_awaited_of_a_client_that_has_announced_its_last_request() {
+    on_both(|io| {
+        let server = Server::start(io, 1, Rules { linger_ms: 600_000, ..rules() }, echo);
+        for request in ["GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET /1 HTTP/1.0\r\n\r\n"]
+        {
+            let mut stream = server.connect();
+            stream.write_all(request.as_bytes()).unwrap();
+            assert!(read_all(&mut stream).ends_with("GET /1 0\n"));
+            let until = Instant::now() + Duration::from_secs(10);
+            while stream.write_all(b"x").is_ok() {
+                assert!(Instant::now() < until, "the server still listens");
+                thread::yield_now();
+            }
+        }
+    });
+}
+
+/// Old clients send a line end behind the body that nobody announced. Met by a reset, it would take the answer along.
+#[test]
+fn behind_a_body_something_may_still_come() {
+    on_both(|io| {
+        let server = Server::start(io, 1, Rules { linger_ms: 600_000, ..rules() }, echo);
+        let mut stream = server.connect();
+        let head = "POST /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\n";
+        stream.write_all(format!("{head}ab").as_bytes()).unwrap();
+        assert!(read_all(&mut stream).ends_with("POST /1 2\n"));
+        stream.write_all(b"\r\n").unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "an end, no reset");
+    });
+}
+
 #[test]
 fn garbage_is_refused_and_the_worker_serves_on() {
     on_both(|io| {

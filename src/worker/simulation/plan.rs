@@ -95,6 +95,8 @@ impl Plan {
             plan.pieces = vec![size(dice)];
             plan.file = Some(if dice.one_in(4) { dice.below(plan.pieces[0] + 1) } else { 0 });
         }
+        let mut left = MATERIAL_BYTES;
+        plan.pieces.retain(|piece| left.checked_sub(*piece).inspect(|rest| left = *rest).is_some());
         let total: usize = plan.pieces.iter().sum();
         plan.start = dice.below(MATERIAL_BYTES - total);
         plan.declared = match dice.below(8) {
@@ -131,6 +133,12 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// The client has announced that nothing follows. What it sends all the same meets a socket that nobody reads, and
+    /// the reset that comes of it may take the answer along.
+    pub(super) fn is_last_word(&self) -> bool {
+        !self.keep_alive && self.body.1 == 0
+    }
+
     fn roll(dice: &mut Dice, id: u32, buffer: usize) -> Self {
         let http10 = dice.one_in(6);
         let has_body = dice.one_in(2);

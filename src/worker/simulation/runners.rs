@@ -10,6 +10,7 @@ use super::super::pool::Pool;
 use super::plan::{Asked, Plan, Read, bytes_of};
 use super::{Dice, Network, trace};
 use crate::app::{Body, BodyStream, Exchange, Held, Progress, Sent};
+use crate::http::Framing;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +51,8 @@ pub(super) struct Runners {
     records: BTreeMap<u32, Record>,
     /// Of the requests that nobody planned, in order: whether they were HEAD.
     pub(super) unplanned: Vec<bool>,
+    /// One of them was announced to be its client's last ([`Asked::is_last_word`]).
+    pub(super) unplanned_last_word: bool,
     pub(super) largest_piece: usize,
 }
 
@@ -64,6 +67,7 @@ impl Runners {
             asked: BTreeMap::new(),
             records: BTreeMap::new(),
             unplanned: Vec::new(),
+            unplanned_last_word: false,
             largest_piece: 0,
         }
     }
@@ -142,7 +146,9 @@ impl Runners {
         let asked = id.and_then(|id: u32| self.asked.get(&id).cloned());
         if asked.is_none() {
             assert!(self.asked.is_empty(), "nobody has sent a request for {target}");
-            self.unplanned.push(exchange.request.head().is_head);
+            let head = exchange.request.head();
+            self.unplanned.push(head.is_head);
+            self.unplanned_last_word |= !head.keep_alive && head.framing == Framing::None;
         }
         let id = asked.as_ref().map_or(u32::MAX, |asked| asked.id);
         let record = self.records.entry(id).or_default();

@@ -168,6 +168,25 @@ fn body_bytes_behind_an_unsent_answer_wait_for_its_end() {
     );
 }
 
+/// The body that was whole counted as cut, and the request behind it was dropped.
+#[test]
+fn a_half_close_behind_an_unsent_answer_cuts_nothing() {
+    for seed in 0..SCRIPT_SEEDS {
+        let careless = Plan { read: Read::Some(10_000), ..pieces(&[13, 58_000, 1_800]) };
+        let (first, second) = (post(0, 17_000, careless), get(1, Plan::plain()));
+        let (begin, end) = first.wire.split_at(16_000);
+        let actions = vec![
+            Action::Send([&first.head[..], begin].concat()),
+            Action::Wait(1),
+            Action::Send([end, &second.head].concat()),
+            Action::HalfClose,
+        ];
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        world.connect(Script { appetite: 500, ..Script::written(vec![first, second], actions) });
+        world.run();
+    }
+}
+
 #[test]
 fn a_client_that_reads_but_stops_to_send_does_not_hold_its_runner() {
     let late = || Plan { reads_late: true, ..pieces(&[150_000, 10]) };
