@@ -332,6 +332,12 @@ impl Link {
         }
     }
 
+    /// Whether bytes of a later request wait behind the one in hand.
+    #[must_use]
+    pub fn has_more_waiting(&self) -> bool {
+        self.state.load(Ordering::Acquire) == BUSY_ATTENTION
+    }
+
     /// After `Finished` was dealt with and the connection goes on.
     pub fn reopen(&self) {
         self.state.store(IDLE, Ordering::Release);
@@ -705,12 +711,6 @@ impl Link {
     pub(crate) fn held_bytes(&self) -> (usize, usize) {
         let gate = lock(&self.gate);
         (gate.rest_bytes, gate.body.len())
-    }
-
-    /// Whether the I/O thread wants to hear of the end of the answer in hand.
-    #[cfg(test)]
-    pub(crate) fn wants_attention(&self) -> bool {
-        self.state.load(Ordering::Acquire) == BUSY_ATTENTION
     }
 }
 

@@ -275,7 +275,7 @@ fn a_large_upload_behind_a_pipelined_request_is_received_whole() {
         for (length, buffer) in [(500_000, 64 * 1024), (500_000, 1024 * 1024)] {
             let server = Server::start(io, 1, Rules { body_buffer_bytes: buffer, ..rules() }, |exchange| {
                 if exchange.request.target() == b"/first" {
-                    while !exchange.request.link().wants_attention() {
+                    while !exchange.request.link().has_more_waiting() {
                         thread::yield_now();
                     }
                 }
