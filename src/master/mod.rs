@@ -691,7 +691,7 @@ impl<'h> Master<'h> {
         let (signals, control) = (&self.signals, &self.control);
         self.host.wait(&mut || {
             let others = control.as_ref().map(|control| control.polled(now_ms)).unwrap_or_default();
-            if let Err(error) = signals.wait_or(timeout, others) {
+            if let Err(error) = signals.wait(timeout, others) {
                 error!("cannot wait: {}", describe(&error));
                 // Out of memory, most likely: not the time to spin.
                 std::thread::sleep(Duration::from_millis(100));
