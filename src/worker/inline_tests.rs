@@ -166,6 +166,45 @@ fn a_large_body_arrives_in_pieces_and_the_connection_goes_on() {
     });
 }
 
+#[test]
+fn a_body_is_read_and_sent_back_by_a_thread_that_may_block() {
+    let make = |worker: &Worker| {
+        let worker = worker.clone();
+        move |request: &Request<'_>, response: &mut Response<'_>| {
+            if !request.is_streamed() {
+                return echo(request, response);
+            }
+            let mut responder = response.defer();
+            let mut body = responder.body().expect("it is streamed");
+            drop(worker.blocking(move || {
+                let mut all = Vec::new();
+                while let Some(piece) = body.next_blocking() {
+                    match piece {
+                        Ok(piece) => all.extend_from_slice(&piece),
+                        Err(error) => {
+                            responder.status(StatusCode::from_u16(error.status()).unwrap());
+                            return responder.answer(error.to_string());
+                        }
+                    }
+                }
+                responder.answer_owned(all);
+            }));
+        }
+    };
+    on_both(|io| {
+        let server = start(io, make);
+        let head = "PUT /back HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n";
+        let mut stream = server.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&vec![b'z'; 2_000_000]).unwrap();
+        stream.write_all(get("/next").as_bytes()).unwrap();
+        let got = read_until(&mut stream, "GET /next 0\n");
+        assert_eq!(got.matches('z').count(), 2_000_000);
+        let cut = [head.as_bytes(), &[b'z'; 200_000]].concat();
+        assert!(server.exchange(&cut).starts_with("HTTP/1.1 400 "));
+    });
+}
+
 /// The answer is given without reading: the client must get it, and the next request must not be read out of the body.
 #[test]
 fn a_large_body_that_nobody_reads_costs_the_connection_and_not_the_answer() {
