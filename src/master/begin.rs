@@ -52,9 +52,11 @@ pub fn begin(
 fn daemonize(settings: &Settings, mut fork: impl FnMut() -> io::Result<Fork>) -> io::Result<()> {
     let keep =
         settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
-    let mut leave_parent = || match fork()? {
-        Fork::Child => Ok(()),
-        Fork::Parent(_) => process::exit_now(0),
+    let mut leave_parent = || -> io::Result<()> {
+        match fork()? {
+            Fork::Child => Ok(()),
+            Fork::Parent(_) => process::exit_now(0),
+        }
     };
     leave_parent()?;
     process::lead_session()?;

@@ -10,8 +10,8 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 use std::time::Duration;
 
