@@ -270,8 +270,9 @@ def test_plain_words_and_json_lines_on_the_socket(site, runtime):
 def test_gunicorns_own_client_works(site, runtime):
     """Its users' scripts go on working; the names and the framing are gunicorn's."""
     client = [sys.executable, "-m", "gunicorn.ctl.cli", "-s", str(place(runtime)), "-c"]
+    wait_until(lambda: run_to_end(client, "show workers")[1].count(" yes ") == 2, "both have booted")
     code, text = run_to_end(client, "show workers")
-    assert code == 0 and "Total: 2 workers" in text and text.count(" yes ") == 2, text
+    assert code == 0 and "Total: 2 workers" in text, text
     for words in ("show all", "show stats", "show listeners", "show config", "show dirty", "help"):
         assert run_to_end(client, words)[0] == 0, words
     code, text = run_to_end(client, "worker add 1", "--json")
