@@ -32,6 +32,7 @@ pub fn begin(
     if settings.daemon && !launch.is_upgrade() {
         daemonize(settings, fork).map_err(|error| failed("cannot go to the background", &error, "daemon"))?;
     }
+    observe::create_files(&[&settings.errorlog], settings.user, settings.group);
     observe::install(&settings.errorlog, settings.loglevel, settings.capture_output)
         .map_err(|error| failed("cannot open the error log", &error, "errorlog"))?;
     if let Some(to) = &settings.statsd {

@@ -391,6 +391,7 @@ impl<'h> Master<'h> {
                 warn!("cannot hear of the old master's end: {}", describe(&error));
             }
         }
+        create_logs(&settings);
         let now_ms = monotonic_ms();
         let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
         slots.keep_slots(listeners.slots(), now_ms);
@@ -669,6 +670,7 @@ impl<'h> Master<'h> {
                     }
                     Action::Log(note) => {
                         if note == Note::Handling(Signal::USR1) {
+                            create_logs(&self.settings);
                             observe::reopen();
                         }
                         log(&note);
@@ -753,6 +755,7 @@ impl<'h> Master<'h> {
         info!("Hang up: {NAME}");
         self.shared.server().metrics().reloads.add(1);
         self.service.reloading();
+        create_logs(&self.settings);
         observe::reopen();
         if let Err(error) = self.try_reload() {
             error!("cannot reload, so the old settings stay: {}", error.in_log());
@@ -783,8 +786,9 @@ impl<'h> Master<'h> {
         for notice in &settings.notices {
             notice.log();
         }
+        create_logs(&settings);
         let listeners = if settings.bind == self.settings.bind {
-            self.listeners.same(settings.backlog)
+            self.listeners.same()
         } else {
             self.listeners.reopen(&settings)
         }?;
@@ -839,6 +843,9 @@ impl<'h> Master<'h> {
         if self.settings.control != before.control {
             self.close_control();
             self.open_control();
+        }
+        if self.settings.backlog != before.backlog && !self.slots.is_sharing() {
+            self.listeners.set_backlog(self.settings.backlog);
         }
         before
     }
@@ -1144,6 +1151,11 @@ fn rules(settings: &Settings) -> Rules {
         drain_ms: milliseconds(settings.drain_delay),
         daemon: settings.daemon,
     }
+}
+
+/// Workers open the logs after they have become `user`, who may not be allowed to make a file there.
+fn create_logs(settings: &Settings) {
+    observe::create_files(&[&settings.accesslog, &settings.errorlog], settings.user, settings.group);
 }
 
 /// The pidfile, under another name while an old master has the usual one (gunicorn's ".2").

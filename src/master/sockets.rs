@@ -156,17 +156,28 @@ impl Listeners {
         Self::open_within(settings, Some(self), PATIENCE)
     }
 
-    /// The same listeners once more, for settings that change nothing of them but their `backlog`.
+    /// The same listeners once more, for settings that do not change them.
     ///
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn same(&self, backlog: u32) -> Result<Self, StartError> {
-        warn_of_backlog(backlog);
-        let groups: io::Result<_> = self.groups.iter().map(|group| group.kept(backlog)).collect();
+    pub(super) fn same(&self) -> Result<Self, StartError> {
+        let groups: io::Result<_> = self.groups.iter().map(Group::try_clone).collect();
         let groups = groups.map_err(|error| {
             StartError::new(Exit::Start, format!("cannot keep the listeners: {}", describe(&error)))
         })?;
         Ok(Self { groups, open: self.open, ages: self.ages.clone() })
+    }
+
+    /// Changes how many connections may wait to be accepted, of each listener.
+    pub(super) fn set_backlog(&self, backlog: u32) {
+        if let Some(warning) = backlog_warning(backlog, somaxconn()) {
+            tracing::warn!("{warning}");
+        }
+        for group in &self.groups {
+            if let Err(error) = group.set_backlog(backlog) {
+                tracing::warn!("the backlog of {} stays as it was: {}", Plain(&group.bind), describe(&error));
+            }
+        }
     }
 
     fn open_within(
@@ -174,23 +185,29 @@ impl Listeners {
         earlier: Option<&Self>,
         patience: Duration,
     ) -> Result<Self, StartError> {
-        warn_of_backlog(settings.backlog);
+        if let Some(warning) = backlog_warning(settings.backlog, somaxconn()) {
+            tracing::warn!("{warning}");
+        }
         let open = earlier.and_then(|earlier| earlier.open);
         let mut listeners = Self { groups: Vec::new(), open, ages: Vec::new() };
         let give_up = Instant::now() + patience;
         for (index, bind) in settings.bind.iter().enumerate() {
             let kept = earlier.and_then(|earlier| {
                 let taken = |group: &Group| listeners.groups.iter().any(|other| other.local == group.local);
-                let same = earlier.groups.iter().find(|group| group.bind == *bind && !taken(group));
-                same?.kept(settings.backlog).ok()
+                earlier.groups.iter().find(|group| group.bind == *bind && !taken(group))
             });
-            let opened = match (kept, bind) {
-                (Some(group), _) => Ok(group),
-                (None, Bind::Fd(_)) if settings.bind[..index].contains(bind) => {
+            let opened = match bind {
+                _ if kept.is_some_and(|group| group.set_backlog(settings.backlog).is_ok()) => {
+                    kept.map_or(Err(io::ErrorKind::NotFound.into()), Group::try_clone).map_err(|error| {
+                        let what = format!("cannot keep the listener of {bind}: {}", describe(&error));
+                        StartError::new(Exit::Start, what)
+                    })
+                }
+                Bind::Fd(_) if settings.bind[..index].contains(bind) => {
                     Err(StartError::new(Exit::Start, format!("cannot listen on {bind} twice"))
                         .from(settings.source("bind")))
                 }
-                (None, _) => open_patiently(bind, settings, give_up),
+                _ => open_patiently(bind, settings, give_up),
             };
             match opened {
                 Ok(group) => listeners.groups.push(group),
@@ -454,19 +471,23 @@ impl Listeners {
 }
 
 impl Group {
-    /// The same sockets, with this backlog from now on.
-    fn kept(&self, backlog: u32) -> io::Result<Self> {
-        let again = |fd: &OwnedFd| {
-            listen(&socket2::SockRef::from(fd), backlog)?;
-            fd.try_clone()
-        };
+    fn try_clone(&self) -> io::Result<Self> {
         let sockets = match &self.sockets {
             Sockets::PerSlot(sockets) => {
-                Sockets::PerSlot(sockets.iter().map(again).collect::<io::Result<_>>()?)
+                Sockets::PerSlot(sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?)
             }
-            Sockets::Shared(fd, file) => Sockets::Shared(again(fd)?, file.clone()),
+            Sockets::Shared(fd, file) => Sockets::Shared(fd.try_clone()?, file.clone()),
         };
         Ok(Self { bind: self.bind.clone(), local: self.local.clone(), sockets })
+    }
+
+    fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        match &self.sockets {
+            Sockets::PerSlot(sockets) => {
+                sockets.iter().try_for_each(|fd| listen(&socket2::SockRef::from(fd), backlog))
+            }
+            Sockets::Shared(fd, _) => listen(&socket2::SockRef::from(fd), backlog),
+        }
     }
 }
 
@@ -776,12 +797,6 @@ fn somaxconn() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
 }
 
-fn warn_of_backlog(backlog: u32) {
-    if let Some(warning) = backlog_warning(backlog, somaxconn()) {
-        tracing::warn!("{warning}");
-    }
-}
-
 fn backlog_warning(backlog: u32, somaxconn: Option<u32>) -> Option<String> {
     let most = somaxconn.filter(|most| backlog > *most)?;
     Some(format!("backlog {backlog} is more than net.core.somaxconn allows: {most} it is, for each listener"))
@@ -846,19 +861,6 @@ mod tests {
                 assert_eq!(listener.accepting, Accepting::Alone);
             }
         }
-    }
-
-    /// A reload that changed nothing else left the queue as short as it was.
-    #[test]
-    fn listeners_that_stay_get_the_new_backlog() {
-        let mut settings = settings(vec![tcp("127.0.0.1", 0)], 1);
-        settings.backlog = 1;
-        let listeners = open_now(&settings).unwrap();
-        let _same = listeners.same(64).unwrap();
-        let address = ([127, 0, 0, 1], port(&listeners)).into();
-        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
-        let clients: io::Result<Vec<TcpStream>> = (0..16).map(|_| connect()).collect();
-        assert_eq!(clients.unwrap().len(), 16);
     }
 
     /// With the kernel's hash, 200 connections leave one of two queues empty once in 2^199 runs.
@@ -1043,7 +1045,7 @@ mod tests {
     fn listeners_know_since_which_worker_they_are_there() {
         let mut listeners = open_now(&settings(vec![tcp("127.0.0.1", 0)], 1)).unwrap();
         listeners.grow(1, 64, 7).unwrap();
-        let mut tried = listeners.same(64).unwrap();
+        let mut tried = listeners.same().unwrap();
         tried.begin(9);
         let ages = |listeners: &Listeners| [0, 1, 2].map(|slot| listeners.age(slot));
         assert_eq!((ages(&listeners), ages(&tried)), ([0, 7, 0], [9, 9, 0]));
@@ -1067,6 +1069,28 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(waiting(&new, 10).iter().sum::<usize>(), 10);
         std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn another_backlog_is_that_of_the_listener_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let mut few = settings(vec![Bind::Unix(path.clone())], 1);
+        few.backlog = 1;
+        let listeners = open_now(&few).unwrap();
+        // As many as the queue has room for: nobody accepts.
+        let fill = || -> Vec<Socket> {
+            let client = |_| {
+                let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                client.connect(&SockAddr::unix(&path).unwrap()).ok().map(|()| client)
+            };
+            (0..100).map_while(client).collect()
+        };
+        let first = fill();
+        listeners.set_backlog(40);
+        let more = fill();
+        assert!(first.len() < 10 && (30..100).contains(&more.len()), "{} and {}", first.len(), more.len());
     }
 
     #[test]

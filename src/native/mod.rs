@@ -34,7 +34,7 @@ impl Server {
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
-            program: Program { alone: true, ..Program::default() },
+            program: Program { alone: true, native: true, ..Program::default() },
             arguments: Vec::new(),
             binds: Vec::new(),
         }

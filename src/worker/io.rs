@@ -112,6 +112,8 @@ pub(super) struct Io {
     balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
+    /// Runners have reported meanwhile, and woken nobody.
+    pub(super) reported: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -200,6 +202,7 @@ impl Io {
             waiting: 0,
             balance: None,
             rested: false,
+            reported: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -254,9 +257,11 @@ impl Io {
         loop {
             // A single client waits for nothing but its answer.
             let several = self.inline.is_none() && self.conns.len() > 1;
-            if (self.waiting > 0 || several) && self.pool.rest(several) {
+            if (self.waiting > 0 || several)
+                && let Some(reported) = self.pool.rest(several, &self.port)
+            {
                 self.waiting = self.pool.waiting();
-                self.rested = true;
+                (self.rested, self.reported) = (true, reported);
             }
             self.turn()?;
             CONNECTIONS.store(self.conns.len(), Ordering::Relaxed);
@@ -277,8 +282,8 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
-        let timeout = self.timeout();
-        self.rested = false;
+        let timeout = if self.reported { Duration::ZERO } else { self.timeout() };
+        (self.rested, self.reported) = (false, false);
         let mut events = std::mem::take(&mut self.events);
         match &mut self.inline {
             None => self.driver.turn(Some(timeout), &mut events)?,
@@ -1051,7 +1056,6 @@ impl Io {
     fn write(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.writing = true;
-        self.set_writing_deadline(token);
         self.flush(token);
     }
 
@@ -1067,7 +1071,7 @@ impl Io {
                 if let Err(error) = self.driver.writable(token, conn.link.socket()) {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
-                } else if progress {
+                } else if progress || conn.writing_deadline_ms == u64::MAX {
                     self.set_writing_deadline(token);
                 }
             }

@@ -316,6 +316,36 @@ fn connection_close_ends_in_order_and_ignores_what_follows() {
     });
 }
 
+/// Answers that were left to the I/O thread waited for its next heartbeat, half a second later: it rested, and then slept.
+#[test]
+fn answers_that_were_gathered_do_not_wait_for_something_else_to_happen() {
+    const CLIENTS: usize = 20;
+    const ROUNDS: usize = 200;
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), |exchange| {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_micros(100) {
+                std::hint::spin_loop();
+            }
+            echo(exchange);
+        });
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut stream = server.connect();
+                    for round in 0..ROUNDS {
+                        stream.write_all(get(&format!("/{round}")).as_bytes()).unwrap();
+                        read_until(&mut stream, &format!("GET /{round} 0\n"));
+                    }
+                });
+            }
+        });
+        // Work for half a second; with the stalls it took half a minute.
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    });
+}
+
 /// The client's end of a connection that it had announced to be over woke the I/O thread once more: with a connection
 /// for each request, that was a quarter of the CPU.
 #[test]

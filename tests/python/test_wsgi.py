@@ -196,6 +196,30 @@ def test_wsgi_errors_reaches_the_log(site, key):
     assert f"errors.write {key}" in site.log()
 
 
+@pytest.mark.parametrize("python", [False, True])
+def test_wsgi_errors_is_the_error_log_where_that_is_a_file(serve, tmp_path: Path, python):
+    """Flask's own logger writes there."""
+    log = tmp_path / "error.log"
+    args = ["--error-logfile", str(log)]
+    if python:
+        (tmp_path / "mine.py").write_text("from gunicorn.glogging import Logger\nclass Mine(Logger): pass\n")
+        args += ["--logger-class", "mine.Mine", "--pythonpath", str(tmp_path)]
+    site = serve("pep3333:app", "--workers", "1", *args, listening_in=log)
+    assert site.get("/errors/here").status == 200
+    wait_until(lambda: "\nerrors.writelines here caf\xe9\n" in log.read_text(), "wsgi.errors in the file")
+    assert "\nerrors.write here\n" in log.read_text()
+    address = site.address
+    log.rename(tmp_path / "old.log")
+    site.signal(signal.SIGUSR1)
+
+    def written() -> bool:
+        with Client(address) as client:
+            client.get("/errors/again")
+        return log.exists() and "errors.write again\n" in log.read_text()
+
+    wait_until(written, "wsgi.errors in the new file")
+
+
 # --- wsgi.input
 
 BODY = b"first line\n\nthird, a longer line than the others\r\n" + b"x" * 300 + b"\nlast, without an end"
@@ -441,6 +465,28 @@ def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Pa
     site = serve("packed", "--workers", "1", cwd=tmp_path)
     assert site.get("/").body == b"unpacked" * 1000
     assert site.get("/buffered").body == b"unpacked" * 1000
+
+
+@pytest.mark.ringhorn_only
+@pytest.mark.parametrize("option", [[], ["--no-sendfile"]])
+def test_no_sendfile_reads_the_file(serve, tmp_path: Path, option):
+    """sendfile(2) leaves the place in the file where it was; reading moves it on."""
+    (tmp_path / "place.py").write_text(
+        "import os\n"
+        "copies = []\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    if environ['PATH_INFO'] == '/place':\n"
+        "        return [b'%d' % os.lseek(copies.pop(), 0, os.SEEK_CUR)]\n"
+        "    file = open('place.txt', 'rb')\n"
+        "    copies.append(os.dup(file.fileno()))\n"
+        "    return environ['wsgi.file_wrapper'](file)\n"
+    )
+    content = b"all of it" * 10_000
+    (tmp_path / "place.txt").write_bytes(content)
+    site = serve("place", "--workers", "1", *option, cwd=tmp_path)
+    assert site.get("/").body == content
+    assert site.get("/place").body == (b"%d" % len(content) if option else b"0")
 
 
 def test_a_forked_child_that_returns_from_its_request_answers_nobody(serve, tmp_path: Path):

@@ -22,6 +22,7 @@ use crate::config::cpus::Available;
 use crate::config::{self, Loaded, Program, Settings, Sources};
 use crate::error::{Exit, StartError};
 use crate::master::{Host, Launch, WorkerContext};
+use crate::observe::LogTarget;
 use crate::sys::process::{self, Fork, Pid};
 use crate::worker;
 
@@ -141,10 +142,12 @@ impl<'py> PythonHost<'py> {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
             None => None,
         };
-        let errors = py
-            .import("sys")
-            .and_then(|sys| sys.getattr("stderr"))
-            .map_err(|error| StartError::new(Exit::WorkerBoot, format!("cannot use sys.stderr: {error}")))?;
+        // gunicorn's rule: the error log, wherever that is.
+        let errors = match settings.errorlog {
+            LogTarget::File(_) => py.import("ringhorn._log").and_then(|log| log.call_method0("Errors")),
+            _ => py.import("sys").and_then(|sys| sys.getattr("stderr")),
+        };
+        let errors = errors.map_err(|error| unusable(&error))?;
         Ok(Wsgi {
             application,
             multithread: settings.threads > 1,
@@ -153,6 +156,7 @@ impl<'py> PythonHost<'py> {
             errors: errors.unbind(),
             hooks,
             stacks: Stacks::new(py),
+            sendfile: settings.sendfile,
         })
     }
 }

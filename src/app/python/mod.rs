@@ -55,7 +55,7 @@ fn serve(
     argv: Vec<OsString>,
     alone: bool,
 ) -> PyResult<i32> {
-    let mut program = Program { values: Vec::new(), app: name, alone };
+    let mut program = Program { app: name, alone, ..Program::default() };
     for (name, value) in values {
         let name: String = name.extract()?;
         let kind = settings::index_of(&name).map_or(settings::Kind::Any, |index| SETTINGS[index].kind);
@@ -145,6 +145,12 @@ fn log_message(level: i32, message: &str) {
     }
 }
 
+/// Gives text to the error log as it is.
+#[pyfunction]
+fn write_log(text: &str) {
+    observe::write(text);
+}
+
 /// Gives this process, a worker, a signal as if it had come from outside.
 #[pyfunction]
 fn signal_worker(number: i32) -> PyResult<()> {
@@ -232,6 +238,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
+    module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
     module.add_function(wrap_pyfunction!(flush_log, module)?)?;
     module.add_function(wrap_pyfunction!(connections, module)?)?;

@@ -45,6 +45,8 @@ pub(super) struct Wsgi {
     /// `pre_request` and `post_request`, when one of them is set.
     pub(super) hooks: Option<RequestHooks>,
     pub(super) stacks: Stacks,
+    /// Whether files go to clients by sendfile(2).
+    pub(super) sendfile: bool,
 }
 
 impl Wsgi {
@@ -695,7 +697,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             let pieces: Vec<Bound<'_, PyAny>> = tuple.iter().collect();
             return call.with(|reply| send_all(py, reply, &pieces));
         }
-        if iterable.is_exact_instance(&self.file_wrapper)
+        if self.wsgi.sendfile
+            && iterable.is_exact_instance(&self.file_wrapper)
             && let Ok(wrapper) = iterable.cast::<FileWrapper>()
             && let Some((file, offset, count)) = regular_file(wrapper.borrow().filelike.bind(py))
             && count > 0
