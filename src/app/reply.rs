@@ -538,7 +538,8 @@ impl Reply {
         let from_out = sent.min(self.out.len());
         let from_body = sent.saturating_sub(self.out.len()).min(body_len);
         let from_after = sent.saturating_sub(self.out.len() + body_len);
-        let first = (from_out < self.out.len()).then(|| Rest::Copied(self.out[from_out..].to_vec(), 0));
+        let first =
+            (from_out < self.out.len()).then(|| Rest::Copied(std::mem::take(&mut self.out), from_out));
         let second = (from_body < body_len).then(|| rest(from_body));
         let third = (from_after < after.len()).then(|| Rest::Copied(after[from_after..].to_vec(), 0));
         self.out.clear();
@@ -632,7 +633,7 @@ mod tests {
 
     use super::super::{Flushed, Listener, Peer, Port, Standing};
     use super::*;
-    use crate::ring::{self, Driver as _, Token};
+    use crate::ring::{self, Token};
 
     /// Sent in two packets, the end of the connection cost a fifth of a request with a connection of its own. That it
     /// leaves with the last byte shows in its not waiting for `finish`.
@@ -671,7 +672,7 @@ mod tests {
         let link =
             Arc::new(Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listens, Peer::Unix));
         let (mut reply, mut got, mut reports) = (Reply::default(), Vec::new(), Vec::new());
-        let mut answer = |reply: &mut Reply, total| {
+        let answer = |reply: &mut Reply, total| {
             link.hand_over();
             reply.begin(Arc::clone(&link), Version::Http11, false, true);
             reply.start(b"200 OK").unwrap();

@@ -41,7 +41,7 @@ const COMPANY_NS: u64 = 10_000_000;
 /// So many requests in a row have blocked where all are taken to block. A quick one undoes two.
 const BLOCKING_MAX: u8 = 8;
 /// Requests that wait where answers are gathered ([`Pool::rest`]): one that has waited for so many can wait a little more.
-const GATHER_WAITING: usize = 16;
+const GATHER_WAITING: usize = 4;
 
 /// One runner thread, as the others see it.
 struct Seat {
