@@ -97,6 +97,7 @@ pub mod master;
 pub mod native;
 pub mod observe;
 pub mod ring;
+mod sync;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper in a well-kept crate")]
 pub mod sys;
 pub mod worker;

@@ -78,6 +78,17 @@ pub enum Version {
     Http11,
 }
 
+impl Version {
+    /// As it stands in a message.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+        }
+    }
+}
+
 /// One field line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {

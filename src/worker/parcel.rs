@@ -95,8 +95,7 @@ mod tests {
                 letter.extend_from_slice(bytes);
                 let read = Parcel::read(&letter).unwrap();
                 assert_eq!((read.proxied, read.fresh, read.bytes), (proxied, fresh, bytes));
-                assert_eq!((&read.listener.name, &read.listener.port), (&listener.name, &listener.port));
-                assert_eq!(read.listener.unix, listener.unix);
+                assert_eq!(read.listener, listener);
             }
         }
         assert!(Parcel::read(&[0]).is_none() && Parcel::read(&[]).is_none());

@@ -122,11 +122,13 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
     assert_eq!(server.get("/plaintext").status, 200);
     assert_eq!(server.get("/static/none").status, 404);
     assert_eq!(server.get(&format!("/{}", "x".repeat(100))).status, 414);
+    assert_eq!(server.ask("GET /odd HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").status, 400);
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(server.wait(), Some(0));
     let lines = std::fs::read_to_string(&log).unwrap();
     assert!(lines.contains("\"GET /plaintext HTTP/1.1\" 200 13 "), "{lines}");
     assert!(lines.contains("\"GET /static/none HTTP/1.1\" 404 "), "a deferred answer is logged too: {lines}");
+    assert!(lines.contains("\"GET /odd HTTP/1.1\" 400 "), "so is one that no service saw: {lines}");
     for (arguments, code, text) in [
         (&["--workers", "0"][..], 1, "invalid workers '0'"),
         (&["--no-such-option"][..], 2, "--no-such-option"),

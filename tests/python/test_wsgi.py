@@ -263,6 +263,16 @@ def test_readlines_with_a_hint_loses_nothing(site):
     assert all(base64.b64decode(line).endswith(b"\n") for line in first[:-1])
 
 
+@pytest.mark.ringhorn_only
+def test_a_line_ends_at_its_newline_though_another_thread_reads_too(serve, key):
+    site = serve("pep3333:app", "--workers", "1", "--threads", "2", "--body-buffer", "2")
+    with site.client() as client:
+        client.send(request("POST", f"/shared_input?key={key}", "Content-Length: 8") + b"abcd")
+        wait_until(lambda: "read" in events(site, key), "a read by another thread")
+        client.send(b"\nef\n")
+        assert client.read_response().body == b"ab|cd\n"
+
+
 def expected_reads(steps: str, body: bytes) -> list:
     file = io.BytesIO(body)
     results = []
