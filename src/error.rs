@@ -105,18 +105,33 @@ impl StartError {
     pub fn what(&self) -> &str {
         &self.what
     }
+
+    /// The whole message without its `error: `, for the log, whose lines have a level.
+    #[must_use]
+    pub fn in_log(&self) -> impl fmt::Display {
+        InLog(self)
+    }
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.what)?;
-        if let Some(from) = &self.from {
+        write!(f, "error: {}", self.in_log())
+    }
+}
+
+struct InLog<'a>(&'a StartError);
+
+impl fmt::Display for InLog<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StartError { what, from, hint, detail, .. } = self.0;
+        f.write_str(what)?;
+        if let Some(from) = from {
             write!(f, "\n  from: {from}")?;
         }
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = hint {
             write!(f, "\n  hint: {hint}")?;
         }
-        if let Some(detail) = &self.detail {
+        if let Some(detail) = detail {
             write!(f, "\n{}", detail.trim_end())?;
         }
         Ok(())

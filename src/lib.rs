@@ -81,9 +81,11 @@
 //! | [`http`] | HTTP/1.1 without I/O: bytes in, decisions out |
 //! | [`native`] | serving Rust: [`Server`] |
 //! | [`app`] | what an application sees: requests, replies; `app::python` is the WSGI bridge |
-//! | [`observe`] | access log, error log |
+//! | [`observe`] | access log, error log, metrics |
 //! | [`ctl`] | the operator's commands: `ringhorn ctl`, `ringhorn top` |
-//! | [`sys`] | the system calls that have no safe wrapper elsewhere |
+//! | [`sys`] | the system calls that have no safe wrapper elsewhere, and the memory that all processes share |
+//! | [`error`] | error families and exit codes |
+//! | [`limits`] | every fixed bound, with its unit and its reason |
 
 pub mod app;
 pub mod config;
@@ -95,6 +97,7 @@ pub mod master;
 pub mod native;
 pub mod observe;
 pub mod ring;
+mod sync;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper in a well-kept crate")]
 pub mod sys;
 pub mod worker;

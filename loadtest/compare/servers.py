@@ -240,15 +240,18 @@ def ask(port: int, path: str) -> int:
     """The status of the answer to a GET; OSError while there is none."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        line = b""
-        while b"\n" not in line:
-            piece = client.recv(65536)
-            if not piece:
-                raise ConnectionError("no answer")
-            line += piece
-        # To the end, so that the server is not left with half an answer.
-        while client.recv(1 << 20):
-            pass
+        answer = client.makefile("rb")
+        line = answer.readline()
+        if not line:
+            raise ConnectionError("no answer")
+        length = None
+        while (field := answer.readline().strip()) != b"":
+            name, _, value = field.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        # To the end, so that the server is not left with half an answer. Not all close when they are asked to.
+        while length != 0 and (piece := answer.read(min(length or 1 << 20, 1 << 20))):
+            length = length and length - len(piece)
     return int(line.split()[1])
 
 

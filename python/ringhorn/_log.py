@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ringhorn import _native
@@ -41,6 +42,31 @@ def install(level: str) -> None:
     access = logging.getLogger("gunicorn.access")
     access.propagate = False
     access.setLevel(logging.INFO)
+
+
+class Errors:
+    """`wsgi.errors` where the error log is a file: what the application says there stands in the log as it is."""
+
+    def write(self, text: str) -> int:
+        if current is None:
+            _native.write_log(text)
+            return len(text)
+        for handler in logging.getLogger("gunicorn.error").handlers:
+            stream = getattr(handler, "stream", None)
+            if stream is not None:
+                handler.acquire()
+                try:
+                    stream.write(text)
+                    stream.flush()
+                finally:
+                    handler.release()
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Do nothing: all that was written is on its way."""
 
 
 class Logger:

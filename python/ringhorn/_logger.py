@@ -14,7 +14,6 @@ import logging.handlers
 import os
 import socket
 import sys
-import time
 import traceback
 from typing import Any
 
@@ -188,9 +187,6 @@ class Logger(_log.Logger):
         except Exception:
             self.error(traceback.format_exc())
 
-    def now(self) -> str:
-        return time.strftime("[%d/%b/%Y:%H:%M:%S %z]")
-
     def reopen_files(self) -> None:
         """Open every log file of this process again, those of the application too."""
         for handler in _file_handlers():
@@ -201,9 +197,6 @@ class Logger(_log.Logger):
                 handler.stream = handler._open()
             finally:
                 handler.release()
-
-    def close_on_exec(self) -> None:
-        """Do nothing: Python opens no file that is passed on."""
 
 
 def parse_syslog_address(text: str) -> tuple[socket.SocketKind | None, Any]:

@@ -53,6 +53,9 @@ def load_application(spec: str) -> Any:
 def log(level: int, message: str) -> None:
     """Write a line to the error log, at a level of `logging`."""
 
+def write_log(text: str) -> None:
+    """Give text to the error log as it is."""
+
 def signal_worker(number: int) -> None:
     """Give this process, a worker, a signal as if it had come from outside."""
 

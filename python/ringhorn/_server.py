@@ -15,7 +15,7 @@ import traceback
 from typing import Any, NoReturn
 
 from ringhorn import _log, _native
-from ringhorn._config import Config
+from ringhorn._config import Config, parse_address
 
 
 class Server:
@@ -205,11 +205,7 @@ class Listener:
 
     def __init__(self, address: str) -> None:
         self._text = address
-        if address.startswith("unix:"):
-            self.cfg_addr: Any = address.removeprefix("unix:")
-        else:
-            host, _, port = address.rpartition("://")[2].rpartition(":")
-            self.cfg_addr = (host.strip("[]"), int(port))
+        self.cfg_addr: Any = parse_address(address.removeprefix("http://"))
 
     def getsockname(self) -> Any:
         return self.cfg_addr

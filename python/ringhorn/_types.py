@@ -64,6 +64,7 @@ class Settings(TypedDict, total=False):
     permit_unconventional_http_method: bool
     permit_unconventional_http_version: bool
     casefold_http_method: bool
+    sendfile: bool
     # Metrics and health
     metrics_bind: str
     health_path: str

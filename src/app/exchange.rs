@@ -13,7 +13,7 @@ use crate::limits::EXCHANGE_KEEP_BYTES;
 pub use crate::http::Scheme;
 
 /// Where connections come in, as an application sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// `SERVER_NAME`: the address, or the path of a unix socket.
     pub name: String,

@@ -52,7 +52,9 @@ const EXPIRED: u8 = 2;
 /// The way from runners to the I/O thread: which connections to look at.
 pub struct Port {
     waker: Waker,
-    reports: Mutex<Vec<Token>>,
+    reports: Mutex<Reports>,
+    /// Answers that are complete may wait for the I/O thread ([`Port::rest`]).
+    gathers: AtomicBool,
     /// Whether the worker is leaving: answers announce the close of their connection.
     draining: AtomicBool,
     /// Bytes of memory that wait to be sent, on all connections of the worker.
@@ -64,13 +66,21 @@ pub struct Port {
     sent_bytes: AtomicU64,
 }
 
+#[derive(Default)]
+struct Reports {
+    tokens: Vec<Token>,
+    /// The I/O thread rests where the waker does not reach it, and looks at the reports next.
+    resting: bool,
+}
+
 impl Port {
     /// A port that wakes the driver behind `waker`.
     #[must_use]
     pub fn new(waker: Waker) -> Self {
         Self {
             waker,
-            reports: Mutex::new(Vec::new()),
+            reports: Mutex::new(Reports::default()),
+            gathers: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
             expires: false,
@@ -92,7 +102,25 @@ impl Port {
 
     /// Moves the reports since the last call into `into`. For the I/O thread.
     pub fn collect(&self, into: &mut Vec<Token>) {
-        into.append(&mut lock(&self.reports));
+        into.append(&mut lock(&self.reports).tokens);
+    }
+
+    /// The I/O thread rests: it is not to be woken, and looks at the reports when it has rested. Lets it send complete
+    /// answers then, if it `gathers`: many in a row, for one wake-up of the client's side. Ends with [`Port::rise`].
+    pub(crate) fn rest(&self, gathers: bool) {
+        lock(&self.reports).resting = true;
+        self.gathers.store(gathers, Ordering::Relaxed);
+    }
+
+    /// The I/O thread has rested. Returns whether there are reports, which it has to collect before it sleeps: nobody has
+    /// woken it for them.
+    #[must_use]
+    pub(crate) fn rise(&self) -> bool {
+        self.gathers.store(false, Ordering::Relaxed);
+        let mut reports = lock(&self.reports);
+        // Whoever saw the old value of `gathers` and comes later than this wakes it.
+        reports.resting = false;
+        !reports.tokens.is_empty()
     }
 
     /// From now on every answer ends its connection.
@@ -111,8 +139,11 @@ impl Port {
     }
 
     fn report(&self, token: Token, urgent: bool) {
-        lock(&self.reports).push(token);
-        if urgent {
+        let mut reports = lock(&self.reports);
+        reports.tokens.push(token);
+        let deaf = reports.resting;
+        drop(reports);
+        if urgent && !deaf {
             self.waker.wake();
         }
     }
@@ -564,6 +595,11 @@ impl Link {
         if self.say(bytes) {
             self.port.report(self.token, true);
         }
+    }
+
+    /// Whether a complete answer may be left to the I/O thread.
+    pub(super) fn gathers(&self) -> bool {
+        self.port.gathers.load(Ordering::Relaxed)
     }
 
     /// Whether an answer must be claimed before its first byte is sent.

@@ -477,7 +477,12 @@ impl Reply {
             return Ok(None);
         }
         let mut sent = 0;
-        if !self.behind {
+        // A whole answer that is one piece can wait for others. Of a longer one, the application may still be at work.
+        let waits = self.sent_bytes == 0
+            && body.is_empty()
+            && (self.end.is_some() || self.encoder.is_body_done())
+            && link.gathers();
+        if !self.behind && !waits {
             let parts = [IoSlice::new(&self.out), IoSlice::new(body), IoSlice::new(after)];
             let used = match (self.out.is_empty(), body.is_empty(), after.is_empty()) {
                 (false, true, true) => &parts[..1],
@@ -533,7 +538,8 @@ impl Reply {
         let from_out = sent.min(self.out.len());
         let from_body = sent.saturating_sub(self.out.len()).min(body_len);
         let from_after = sent.saturating_sub(self.out.len() + body_len);
-        let first = (from_out < self.out.len()).then(|| Rest::Copied(self.out[from_out..].to_vec(), 0));
+        let first =
+            (from_out < self.out.len()).then(|| Rest::Copied(std::mem::take(&mut self.out), from_out));
         let second = (from_body < body_len).then(|| rest(from_body));
         let third = (from_after < after.len()).then(|| Rest::Copied(after[from_after..].to_vec(), 0));
         self.out.clear();
@@ -622,8 +628,10 @@ mod tests {
 
     use std::io::Read as _;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
-    use super::super::{Listener, Peer, Port};
+    use super::super::{Flushed, Listener, Peer, Port, Standing};
     use super::*;
     use crate::ring::{self, Token};
 
@@ -650,5 +658,53 @@ mod tests {
         assert!(got.ends_with(b"\r\n\r\nall of it"), "{}", got.escape_ascii());
         reply.finish();
         assert!(reply.is_finished());
+    }
+
+    /// Each answer by itself woke the client's CPU, where many were to follow at once.
+    #[test]
+    fn a_whole_answer_waits_for_the_io_thread_while_that_rests() {
+        let (mut driver, _) = ring::open(ring::Io::Epoll).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let token = Token { slot: 0, generation: 0 };
+        let listens = Arc::new(Listener::unix("/a".into()));
+        let link =
+            Arc::new(Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listens, Peer::Unix));
+        let (mut reply, mut got, mut reports) = (Reply::default(), Vec::new(), Vec::new());
+        let answer = |reply: &mut Reply, total| {
+            link.hand_over();
+            reply.begin(Arc::clone(&link), Version::Http11, false, true);
+            reply.start(b"200 OK").unwrap();
+            reply.send(b"piece", total, false, || unreachable_hold()).unwrap();
+        };
+        port.rest(true);
+        answer(&mut reply, Some(5));
+        reply.finish();
+        assert_eq!(client.read_to_end(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(got.is_empty(), "{}", got.escape_ascii());
+        assert!(port.rise(), "nobody was woken");
+        port.collect(&mut reports);
+        assert!(reports.contains(&token));
+        assert_eq!(link.flush(), Flushed::All);
+        let _ = client.read_to_end(&mut got);
+        assert!(got.ends_with(b"\r\n\r\npiece"), "{}", got.escape_ascii());
+        link.reopen();
+        // An application may be at work on the rest of this one for long.
+        port.rest(true);
+        answer(&mut reply, None);
+        let _ = client.read_to_end(&mut got);
+        assert!(got.ends_with(b"5\r\npiece\r\n"), "{}", got.escape_ascii());
+        reply.finish();
+        let _ = port.rise();
+        // From here on somebody has to be told.
+        reports.clear();
+        link.reopen();
+        link.hand_over();
+        assert_eq!(link.want_attention(), Standing::Busy);
+        link.finish(Outcome::Keep, false);
+        let mut events = Vec::new();
+        driver.turn(Some(Duration::from_secs(60)), &mut events).unwrap();
+        assert!(matches!(events[..], [ring::Event::Woken]), "{events:?}");
     }
 }

@@ -45,6 +45,15 @@ impl Place {
     }
 }
 
+/// What the server that reads the arguments serves.
+#[derive(Clone, Copy)]
+pub(crate) enum Serving<'a> {
+    /// Python applications, which an argument may name.
+    Python,
+    /// A native service, in a program of this name.
+    Native(&'a str),
+}
+
 /// The name of the positional argument; no setting is called so.
 const APP: &str = "APP";
 
@@ -55,12 +64,12 @@ const HELP_COLUMNS: usize = 100;
 ///
 /// # Errors
 /// Exit code 2 and what is wrong, where the arguments cannot be understood.
-pub(crate) fn parse(args: &[OsString], place: Place) -> Result<Outcome, StartError> {
-    match command().no_binary_name(true).try_get_matches_from(args) {
-        Ok(matches) => Ok(Outcome::Parsed(collect(&matches))),
+pub(crate) fn parse(args: &[OsString], place: Place, serving: Serving<'_>) -> Result<Outcome, StartError> {
+    match command(serving).no_binary_name(true).try_get_matches_from(args) {
+        Ok(matches) => Ok(Outcome::Parsed(collect(&matches, serving))),
         Err(error) if error.kind() == ErrorKind::DisplayHelp => Ok(Outcome::Print(error.to_string())),
         Err(error) if error.kind() == ErrorKind::DisplayVersion => Ok(Outcome::Print(version())),
-        Err(error) => Err(explain(&error, place)),
+        Err(error) => Err(explain(&error, place, serving)),
     }
 }
 
@@ -70,33 +79,43 @@ fn version() -> String {
 }
 
 /// The clap command for every setting that has an option.
-fn command() -> Command {
-    let mut command = Command::new("ringhorn")
-        .about("Application server for WSGI, with gunicorn's command line")
-        .override_usage("ringhorn [OPTIONS] [APP]")
+fn command(serving: Serving<'_>) -> Command {
+    let command = Command::new("ringhorn")
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}")
-        .after_help(
-            "`ringhorn ctl` asks a running server and tells it what to do; `ringhorn top` watches it. Each has\n\
-             a --help of its own. (An application called so: `ringhorn -- top`.)\n\n\
-             Other options of gunicorn are known too; one that has no effect says so when it is used.\n\
-             Every setting, also those for the config file only, is in docs/settings.md.",
-        )
         .version(env!("CARGO_PKG_VERSION"))
         .disable_version_flag(true)
         .disable_help_flag(true)
         .infer_long_args(true)
         .args_override_self(true)
-        .max_term_width(HELP_COLUMNS)
-        .arg(
-            Arg::new(APP)
-                .num_args(0..)
-                .action(ArgAction::Append)
-                .help("Application: MODULE, MODULE:ATTRIBUTE or MODULE:FACTORY(ARGUMENTS)"),
-        );
+        .max_term_width(HELP_COLUMNS);
+    let mut command = match serving {
+        Serving::Python => command
+            .about("Application server for WSGI, with gunicorn's command line")
+            .override_usage("ringhorn [OPTIONS] [APP]")
+            .after_help(
+                "`ringhorn ctl` asks a running server and tells it what to do; `ringhorn top` watches it. Each has\n\
+                 a --help of its own. (An application called so: `ringhorn -- top`.)\n\n\
+                 Other options of gunicorn are known too; one that has no effect says so when it is used.\n\
+                 Every setting, also those for the config file only, is in docs/settings.md.",
+            )
+            .arg(
+                Arg::new(APP)
+                    .num_args(0..)
+                    .action(ArgAction::Append)
+                    .help("Application: MODULE, MODULE:ATTRIBUTE or MODULE:FACTORY(ARGUMENTS)"),
+            ),
+        Serving::Native(name) => command
+            .about(format!("{name}: a native service on Ringhorn, the application server"))
+            .override_usage(format!("{name} [OPTIONS]"))
+            .after_help(
+                "Options of Ringhorn that are about Python applications are known too, and have no effect here.\n\
+                 Every setting is in docs/settings.md.",
+            ),
+    };
     for group in Group::ALL {
         for setting in SETTINGS.iter().filter(|setting| setting.group == group) {
             if setting.option().is_some() {
-                command = command.arg(option(setting));
+                command = command.arg(option(setting, serving));
             }
         }
     }
@@ -106,8 +125,14 @@ fn command() -> Command {
     ])
 }
 
-fn option(setting: &'static Setting) -> Arg {
-    let mut arg = Arg::new(setting.name).help_heading(setting.group.title()).help(help(setting));
+/// Help is for what works here and is used; the rest is understood, and docs/settings.md has it.
+fn is_shown(setting: &Setting, serving: Serving<'_>) -> bool {
+    let concerns = matches!(serving, Serving::Python) || !setting.python;
+    concerns && !setting.rare && setting.support == Support::Honoured
+}
+
+fn option(setting: &'static Setting, serving: Serving<'_>) -> Arg {
+    let mut arg = Arg::new(setting.name).help_heading(setting.group.title()).help(help(setting, serving));
     for flag in setting.flags {
         arg = match flag.strip_prefix("--") {
             Some(long) if arg.get_long().is_none() => arg.long(long),
@@ -115,8 +140,7 @@ fn option(setting: &'static Setting) -> Arg {
             None => arg.short(flag.chars().nth(1)),
         };
     }
-    // Help is for what works here and is used; the rest is understood, and docs/settings.md has it.
-    arg = arg.hide(setting.rare || setting.support != Support::Honoured);
+    arg = arg.hide(!is_shown(setting, serving));
     match setting.kind {
         Kind::Switch => arg.action(ArgAction::SetTrue),
         Kind::ProxyMode => arg
@@ -132,15 +156,21 @@ fn option(setting: &'static Setting) -> Arg {
     }
 }
 
-fn help(setting: &Setting) -> String {
+fn help(setting: &Setting, serving: Serving<'_>) -> String {
+    let doc = match (setting.name, serving) {
+        // The service itself has the thread of its ring.
+        ("threads", Serving::Native(_)) => "Threads for work that blocks, at most",
+        ("check_config", Serving::Native(_)) => "Read the settings, then exit: 0 good, 1 bad",
+        _ => setting.doc,
+    };
     let default = setting.default_shown();
     if setting.kind == Kind::Switch || default.is_empty() {
-        return setting.doc.to_owned();
+        return doc.to_owned();
     }
-    format!("{} [{default}]", setting.doc)
+    format!("{doc} [{default}]")
 }
 
-fn collect(matches: &ArgMatches) -> Parsed {
+fn collect(matches: &ArgMatches, serving: Serving<'_>) -> Parsed {
     let mut values = Vec::new();
     for (index, setting) in SETTINGS.iter().enumerate() {
         if setting.option().is_none() {
@@ -155,12 +185,19 @@ fn collect(matches: &ArgMatches) -> Parsed {
         };
         values.extend(value.map(|value| (index, value)));
     }
-    let positional = matches.get_many::<String>(APP).map(|items| items.cloned().collect());
-    Parsed { values, positional: positional.unwrap_or_default() }
+    let positional = match serving {
+        Serving::Python => matches.get_many::<String>(APP).into_iter().flatten().cloned().collect(),
+        Serving::Native(_) => Vec::new(),
+    };
+    Parsed { values, positional }
 }
 
 /// Turns clap's error into our three lines.
-fn explain(error: &clap::Error, place: Place) -> StartError {
+fn explain(error: &clap::Error, place: Place, serving: Serving<'_>) -> StartError {
+    let options = match serving {
+        Serving::Python => "`ringhorn --help` lists the options",
+        Serving::Native(_) => "--help lists the options",
+    };
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => texts.first().cloned(),
@@ -170,6 +207,10 @@ fn explain(error: &clap::Error, place: Place) -> StartError {
     // "--bind <VALUE>" or "--bind <VALUE>..." names the placeholder, too.
     let name = arg.split([' ', '=']).next().unwrap_or_default().to_owned();
     let (what, hint) = match error.kind() {
+        // A native service has no use for an argument that is no option.
+        ErrorKind::UnknownArgument if !name.starts_with('-') => {
+            (format!("argument {arg:?} has no meaning"), options.to_owned())
+        }
         ErrorKind::UnknownArgument => {
             let similar = prefixed(&name);
             if similar.len() > 1 {
@@ -179,7 +220,7 @@ fn explain(error: &clap::Error, place: Place) -> StartError {
                     // What other servers have.
                     _ if ["--host", "--port"].contains(&&*name) => "write --bind HOST:PORT".to_owned(),
                     Some(similar) => format!("did you mean {similar}?"),
-                    None => "`ringhorn --help` lists the options".to_owned(),
+                    None => options.to_owned(),
                 };
                 (format!("unknown option {name}"), hint)
             }
@@ -197,10 +238,7 @@ fn explain(error: &clap::Error, place: Place) -> StartError {
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            (
-                line.strip_prefix("error: ").unwrap_or(line).to_owned(),
-                "`ringhorn --help` lists the options".to_owned(),
-            )
+            (line.strip_prefix("error: ").unwrap_or(line).to_owned(), options.to_owned())
         }
     };
     StartError::new(Exit::Usage, what).from(place.name()).hint(hint)
@@ -221,7 +259,7 @@ mod tests {
 
     fn parsed(line: &str) -> Parsed {
         let args: Vec<OsString> = shlex::split(line).unwrap().into_iter().map(OsString::from).collect();
-        match parse(&args, Place::CommandLine) {
+        match parse(&args, Place::CommandLine, Serving::Python) {
             Ok(Outcome::Parsed(parsed)) => parsed,
             Ok(Outcome::Print(text)) => panic!("printed {text}"),
             Err(error) => panic!("{line}: {error}"),
@@ -238,7 +276,7 @@ mod tests {
 
     fn refused(line: &str) -> StartError {
         let args: Vec<OsString> = shlex::split(line).unwrap().into_iter().map(OsString::from).collect();
-        match parse(&args, Place::CommandLine) {
+        match parse(&args, Place::CommandLine, Serving::Python) {
             Err(error) => error,
             Ok(_) => panic!("{line} was accepted"),
         }
@@ -246,7 +284,8 @@ mod tests {
 
     #[test]
     fn the_command_is_well_formed() {
-        command().debug_assert();
+        command(Serving::Python).debug_assert();
+        command(Serving::Native("shop")).debug_assert();
     }
 
     /// The command lines that people have in Procfiles, Dockerfiles and units.
@@ -328,29 +367,58 @@ mod tests {
 
     #[test]
     fn help_fits_a_person() {
-        let text = command().term_width(HELP_COLUMNS).render_help().to_string();
+        let text = command(Serving::Python).term_width(HELP_COLUMNS).render_help().to_string();
         for wanted in ["Usage: ringhorn [OPTIONS] [APP]", "Workers:", "Sockets:", "-w, --workers <N>", "[30]"]
         {
             assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
         }
         assert!(!text.contains("--dirty-app"), "what is not honoured is not offered");
-        for setting in SETTINGS.iter().filter(|setting| setting.support == Support::Honoured && !setting.rare)
-        {
+        has_each_shown_option_on_a_line(&text, Serving::Python);
+        assert!(matches!(parse(&["-h".into()], Place::CommandLine, Serving::Python), Ok(Outcome::Print(_))));
+    }
+
+    #[test]
+    fn help_of_a_native_service_is_about_that_program() {
+        let native = Serving::Native("shop");
+        let text = command(native).term_width(HELP_COLUMNS).render_help().to_string();
+        assert!(
+            text.starts_with("shop: a native service") && text.contains("Usage: shop [OPTIONS]\n"),
+            "{text}"
+        );
+        for other in ["WSGI", "APP", "ringhorn ctl", "--reload", "--preload", "--logger-class", "sys.path"] {
+            assert!(!text.contains(other), "{other} is in\n{text}");
+        }
+        assert!(text.contains("Threads for work that blocks"), "{text}");
+        has_each_shown_option_on_a_line(&text, native);
+    }
+
+    fn has_each_shown_option_on_a_line(text: &str, serving: Serving<'_>) {
+        for setting in SETTINGS.iter().filter(|setting| is_shown(setting, serving)) {
             let Some(option) = setting.option() else { continue };
-            let whole = |line: &&str| line.contains(option) && line.contains(&*help(setting));
+            let whole = |line: &&str| line.contains(option) && line.contains(&*help(setting, serving));
             let line = text.lines().find(whole);
             assert!(
                 line.is_some_and(|line| line.len() <= HELP_COLUMNS),
                 "{option} takes two lines in\n{text}"
             );
         }
-        assert!(matches!(parse(&["-h".into()], Place::CommandLine), Ok(Outcome::Print(_))));
+    }
+
+    #[test]
+    fn a_native_service_takes_options_and_no_application() {
+        let parse = |word: &str| parse(&[word.into()], Place::CommandLine, Serving::Native("shop"));
+        assert!(matches!(parse("--daemon"), Ok(Outcome::Parsed(parsed)) if parsed.positional.is_empty()));
+        let Err(error) = parse("app:app") else { panic!("app:app was accepted") };
+        assert_eq!(error.exit(), Exit::Usage);
+        assert!(error.to_string().contains("argument \"app:app\" has no meaning"), "{error}");
+        let Err(error) = parse("--zzz") else { panic!("--zzz was accepted") };
+        assert!(error.to_string().ends_with("hint: --help lists the options"), "{error}");
     }
 
     #[test]
     fn version_is_printed_as_gunicorn_prints_it() {
         for flag in ["-v", "--version"] {
-            let Ok(Outcome::Print(text)) = parse(&[flag.into()], Place::CommandLine) else {
+            let Ok(Outcome::Print(text)) = parse(&[flag.into()], Place::CommandLine, Serving::Python) else {
                 panic!("no version")
             };
             assert_eq!(text, format!("ringhorn (version {})\n", env!("CARGO_PKG_VERSION")));

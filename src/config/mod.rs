@@ -76,6 +76,8 @@ pub struct Program {
     /// Whether to read neither a config file nor the variables with arguments, as
     /// `BaseApplication` has it.
     pub alone: bool,
+    /// Whether it serves a native service: what concerns Python has no meaning, and arguments name no application.
+    pub native: bool,
 }
 
 impl<'a> Sources<'a> {
@@ -180,7 +182,7 @@ pub struct Settings {
     pub graceful_timeout: Duration,
     /// Time an idle connection is kept for its next request. Zero means no keep-alive.
     pub keepalive: Duration,
-    /// Bytes of a request line without its CRLF; 0 means as many as the head may have.
+    /// Bytes of a request line without its CRLF; 0 means 1 MiB.
     pub limit_request_line: usize,
     /// Fields of a request head, 1 to 32768.
     pub limit_request_fields: usize,
@@ -200,7 +202,7 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Time for a client to take the last bytes before the connection is closed. Zero means at once.
     pub linger_timeout: Duration,
-    /// Time from a request's last byte to the first byte of its answer.
+    /// Time from a request's last byte to the end of the application's work.
     pub request_timeout: Duration,
     /// Time that a request may wait for a runner.
     pub queue_timeout: Duration,
@@ -238,6 +240,8 @@ pub struct Settings {
     pub permit_unconventional_http_version: bool,
     /// Turn methods to upper case.
     pub casefold_http_method: bool,
+    /// Send files of `wsgi.file_wrapper` with sendfile(2) where that is possible.
+    pub sendfile: bool,
     /// Where the access log goes; standard output for `-`.
     pub accesslog: LogTarget,
     /// The access log's format, compiled.
@@ -325,7 +329,6 @@ impl Settings {
                 "workers" => self.workers.to_string(),
                 "threads" => self.threads.to_string(),
                 "worker_class" if entry.value == Value::None => "'gthread'".to_owned(),
-                "wsgi_app" => Value::text(&*self.app).to_string(),
                 _ if setting.kind == Kind::Mode => match entry.value {
                     Value::Int(bits) => format!("0o{bits:o}"),
                     ref other => other.to_string(),
@@ -376,7 +379,7 @@ impl std::default::Default for Settings {
 /// # Errors
 /// It cannot be understood.
 pub fn positional(args: &[OsString]) -> Result<Vec<String>, ConfigError> {
-    Ok(match cli::parse(args, cli::Place::CommandLine)? {
+    Ok(match cli::parse(args, cli::Place::CommandLine, cli::Serving::Python)? {
         cli::Outcome::Parsed(parsed) => parsed.positional,
         cli::Outcome::Print(_) => Vec::new(),
     })
@@ -400,14 +403,19 @@ pub fn check_value(name: &str, value: Value) -> Result<Value, ConfigError> {
 pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<Loaded, ConfigError> {
     let &Sources { args, env, directory, cpus, program } = sources;
     let alone = program.is_some_and(|program| program.alone);
-    let parsed = match cli::parse(args, cli::Place::CommandLine)? {
+    let native = program.is_some_and(|program| program.native);
+    let serving = match program.and_then(|program| program.app.as_deref()) {
+        Some(name) if native => cli::Serving::Native(name),
+        _ => cli::Serving::Python,
+    };
+    let parsed = match cli::parse(args, cli::Place::CommandLine, serving)? {
         cli::Outcome::Print(text) => return Ok(Loaded::Print { text, code: Exit::Done.code() }),
         cli::Outcome::Parsed(parsed) => parsed,
     };
     let mut notices = Vec::new();
     let mut layers = Vec::new();
     for variable in [Variable::Gunicorn, Variable::Ringhorn].into_iter().filter(|_| !alone) {
-        layers.push((Some(variable), variable_arguments(variable, env)?));
+        layers.push((Some(variable), variable_arguments(variable, env, serving)?));
     }
     layers.push((None, parsed.values));
 
@@ -436,12 +444,15 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
     }
 
     // Before the application is looked for: a refused setting may be what names it (paste).
-    values.refuse_or_notice(&mut notices)?;
+    values.refuse_or_notice(native, &mut notices)?;
     let mut positional = parsed.positional.into_iter();
     let own = program.and_then(|program| program.app.clone());
-    let app = match positional.next().or_else(|| values.text("wsgi_app")).or(own) {
-        Some(app) => app,
-        None => {
+    let named = positional.next().map(|app| (app, Source::CommandLine("APP".to_owned())));
+    let app = match (named, values.text("wsgi_app"), own) {
+        (Some((app, source)), ..) => values.name_app(app, source),
+        (None, Some(app), _) => app,
+        (None, None, Some(app)) => values.name_app(app, Source::Program),
+        (None, None, None) => {
             return Err(StartError::new(Exit::Start, "no application is given")
                 .from("the command line, and wsgi_app in the config file")
                 .hint("name its module, as in `ringhorn mysite.wsgi` or `ringhorn app:app`"));
@@ -453,7 +464,9 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
         notices.push(Notice { level: Level::Warning, text });
     }
     values.check_directory(directory)?;
-    let settings = build(values, app, &cpus(), notices)?;
+    let mut settings = build(values, app, &cpus(), notices)?;
+    // There is no Python to write it.
+    settings.python_log &= !native;
     Ok(Loaded::Run(Box::new(settings)))
 }
 
@@ -461,6 +474,7 @@ pub fn load(sources: &Sources<'_>, file: Option<&mut dyn ConfigFile>) -> Result<
 fn variable_arguments(
     variable: Variable,
     env: &dyn Fn(&str) -> Option<OsString>,
+    serving: cli::Serving<'_>,
 ) -> Result<Vec<(usize, Value)>, StartError> {
     let Some(text) = env(variable.name()) else { return Ok(Vec::new()) };
     let place = format!("{} in the environment", variable.name());
@@ -470,7 +484,7 @@ fn variable_arguments(
             .hint("quotes must be closed, as in a shell, and the text must be UTF-8")
     })?;
     let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
-    match cli::parse(&words, cli::Place::Variable(variable))? {
+    match cli::parse(&words, cli::Place::Variable(variable), serving)? {
         cli::Outcome::Parsed(parsed) => Ok(parsed.values),
         cli::Outcome::Print(_) => {
             Err(StartError::new(Exit::Usage, "help and version cannot be asked for in a variable")
@@ -528,6 +542,17 @@ impl Values {
             });
         };
         self.apply(index, value, Source::Program)
+    }
+
+    /// Keeps the application that no setting named, so that it is shown with its source like all others.
+    fn name_app(&mut self, app: String, source: Source) -> String {
+        for (setting, entry) in SETTINGS.iter().zip(&mut self.entries) {
+            if setting.name == "wsgi_app" {
+                *entry = Entry { value: Value::text(&*app), source };
+                break;
+            }
+        }
+        app
     }
 
     /// The environment variables behind the defaults. An empty one counts as not set.
@@ -605,7 +630,7 @@ impl Values {
     }
 
     /// Names every setting that somebody set and that is not honoured.
-    fn refuse_or_notice(&self, notices: &mut Vec<Notice>) -> Result<(), StartError> {
+    fn refuse_or_notice(&self, native: bool, notices: &mut Vec<Notice>) -> Result<(), StartError> {
         for (setting, entry) in SETTINGS.iter().zip(&self.entries) {
             // Config files made from gunicorn's template set many names to their defaults.
             if entry.source == Source::Default || entry.value == setting.default.value() {
@@ -613,6 +638,10 @@ impl Values {
             }
             let from = described(setting.name, &entry.source);
             let (level, text) = match setting.support {
+                Support::Honoured if native && setting.python => {
+                    let why = "it is about Python applications, and this server has none";
+                    (Level::Warning, format!("{} has no effect ({from}): {why}", setting.name))
+                }
                 Support::Honoured => continue,
                 Support::Refused(instead) => {
                     let what = format!("{} = {} cannot be honoured", setting.name, entry.value);
@@ -834,6 +863,7 @@ fn build(
         permit_unconventional_http_method: values.on("permit_unconventional_http_method"),
         permit_unconventional_http_version: values.on("permit_unconventional_http_version"),
         casefold_http_method: values.on("casefold_http_method"),
+        sendfile: values.entry("sendfile").value != Value::Bool(false),
         accesslog: values.log_target("accesslog"),
         access_log_format: access_log_format(&values)?,
         errorlog: match values.log_target("errorlog") {

@@ -33,6 +33,8 @@ pub struct Setting {
     pub support: Support,
     /// Left out of `--help`, because few need it.
     pub rare: bool,
+    /// It is about Python applications, or about the threads that run them: nothing to a native service.
+    pub python: bool,
 }
 
 /// What values a setting takes, and how text becomes one.
@@ -232,6 +234,7 @@ const fn setting(
         applies: Reload,
         support: Support::Honoured,
         rare: false,
+        python: matches!(kind, Hook(_)),
     }
 }
 
@@ -256,6 +259,11 @@ impl Setting {
         self
     }
 
+    const fn python(mut self) -> Self {
+        self.python = true;
+        self
+    }
+
     const fn but(mut self, support: Support) -> Self {
         self.support = support;
         self
@@ -276,6 +284,7 @@ impl Setting {
         match self.default {
             Default::None => String::new(),
             Default::Bool(on) => if on { "on" } else { "off" }.to_owned(),
+            Default::Int(bits) if self.kind == Mode && bits != 0 => format!("0{bits:o}"),
             Default::Int(number) => number.to_string(),
             Default::Text(text) => text.to_owned(),
             Default::List(items) => items.join(","),
@@ -314,10 +323,12 @@ const NO_PASTE: Support =
 /// Every setting, by group.
 pub static SETTINGS: &[Setting] = &[
     // Application
-    setting(Application, "config", &["-c", "--config"], Text, UNSET, "Config file: a path, or python:MODULE")
-        .computed("./gunicorn.conf.py")
+    setting(Application, "config", &["-c", "--config"], Text, UNSET, "Config file or python:MODULE")
+        .python()
+        .computed("ringhorn.conf.py, gunicorn.conf.py")
         .start(),
-    setting(Application, "wsgi_app", &[], Text, UNSET, "Application, when the command line names none"),
+    setting(Application, "wsgi_app", &[], Text, UNSET, "Application, when the command line names none")
+        .python(),
     setting(
         Application,
         "chdir",
@@ -334,7 +345,8 @@ pub static SETTINGS: &[Setting] = &[
         Commas,
         UNSET,
         "Directories to put in front of sys.path, with commas",
-    ),
+    )
+    .python(),
     setting(
         Application,
         "raw_env",
@@ -351,6 +363,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Load the application once, before the workers are forked",
     )
+    .python()
     .start(),
     setting(
         Application,
@@ -377,7 +390,8 @@ pub static SETTINGS: &[Setting] = &[
         Switch,
         NO,
         "Reload when a file of the application changes",
-    ),
+    )
+    .python(),
     setting(
         Application,
         "reload_engine",
@@ -385,7 +399,8 @@ pub static SETTINGS: &[Setting] = &[
         Choice(&["auto", "poll", "inotify"]),
         text("auto"),
         "How changed files are noticed",
-    ),
+    )
+    .python(),
     setting(
         Application,
         "reload_extra_files",
@@ -393,7 +408,8 @@ pub static SETTINGS: &[Setting] = &[
         List,
         Default::List(&[]),
         "More files or patterns to watch; repeatable",
-    ),
+    )
+    .python(),
     setting(Application, "spew", &["--spew"], Switch, NO, "Print every line of Python that runs")
         .but(Refused("use `python -m trace --trace` on the application instead")),
     setting(Application, "paste", &["--paste", "--paster"], Text, UNSET, "PasteDeploy file to serve")
@@ -483,6 +499,7 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "gthread, or sync: one request at a time per worker",
     )
+    .python()
     .computed("gthread"),
     setting(
         Workers,
@@ -542,7 +559,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--limit-request-line"],
         Count(0),
         int(8190),
-        "Bytes of a request line, at most; 0 = any number",
+        "Bytes of a request line, at most; 0 = 1 MiB",
     ),
     setting(
         Requests,
@@ -587,7 +604,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--forwarder-headers"],
         Commas,
         Default::List(&["SCRIPT_NAME", "PATH_INFO"]),
-        "Names with _ that those may send",
+        "Names with _ from such proxies",
     ),
     setting(
         Requests,
@@ -651,10 +668,17 @@ pub static SETTINGS: &[Setting] = &[
         "Which of gunicorn's parsers to use",
     )
     .but(NoOp("ringhorn has one parser")),
-    setting(Requests, "sendfile", &["--no-sendfile"], Switch, UNSET, "Send files with sendfile(2)")
-        .computed("on")
-        .env("SENDFILE")
-        .but(NoOp("files are read and sent piece by piece so far")),
+    setting(
+        Requests,
+        "sendfile",
+        &["--no-sendfile"],
+        Switch,
+        UNSET,
+        "Send files with sendfile(2); --no-sendfile: do not",
+    )
+    .python()
+    .computed("on")
+    .env("SENDFILE"),
     setting(Requests, "tmp_upload_dir", &[], Any, UNSET, "Unused, in gunicorn too")
         .but(NoOp("gunicorn does not use it either")),
     // Logging
@@ -673,7 +697,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--access-logformat"],
         Text,
         text(r#"%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s""#),
-        "Format of that line, with gunicorn's atoms; or json",
+        "Format of access lines, with gunicorn's atoms; or json",
     )
     .computed("combined"),
     setting(
@@ -703,6 +727,7 @@ pub static SETTINGS: &[Setting] = &[
     )
     .start(),
     setting(Logging, "logger_class", &["--logger-class"], Class, UNSET, "Python class that writes the logs")
+        .python()
         .start(),
     setting(
         Logging,
@@ -712,8 +737,11 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as INI file",
     )
+    .python()
     .start(),
-    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration").start(),
+    setting(Logging, "logconfig_dict", &[], Dict, Default::Dict(&[]), "Python logging configuration")
+        .python()
+        .start(),
     setting(
         Logging,
         "logconfig_json",
@@ -722,8 +750,11 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Python logging configuration, as JSON file",
     )
+    .python()
     .start(),
-    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too").start(),
+    setting(Logging, "syslog", &["--log-syslog"], Switch, NO, "Send the logs to syslog, too")
+        .python()
+        .start(),
     setting(
         Logging,
         "syslog_addr",
@@ -732,12 +763,15 @@ pub static SETTINGS: &[Setting] = &[
         text("udp://localhost:514"),
         "Address of syslog",
     )
+    .python()
     .start()
     .rare(),
     setting(Logging, "syslog_prefix", &["--log-syslog-prefix"], Text, UNSET, "Program name in syslog")
+        .python()
         .start()
         .rare(),
     setting(Logging, "syslog_facility", &["--log-syslog-facility"], Text, text("user"), "Facility in syslog")
+        .python()
         .start()
         .rare(),
     setting(
@@ -748,6 +782,7 @@ pub static SETTINGS: &[Setting] = &[
         NO,
         "Keep the access log out of syslog",
     )
+    .python()
     .start()
     .rare(),
     // Process
@@ -855,7 +890,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--header-timeout"],
         Seconds,
         int(10),
-        "Seconds from that byte to the end of the head; 0 = any",
+        "Seconds from the first byte to the end of the head; 0 = any",
     ),
     setting(
         Ringhorn,
@@ -888,7 +923,8 @@ pub static SETTINGS: &[Setting] = &[
         Seconds,
         int(0),
         "Seconds after which a request is answered 503; 0 = never",
-    ),
+    )
+    .python(),
     setting(
         Ringhorn,
         "queue_timeout",
@@ -896,7 +932,8 @@ pub static SETTINGS: &[Setting] = &[
         Seconds,
         int(0),
         "Seconds a request may wait for a thread, else 503; 0 = any",
-    ),
+    )
+    .python(),
     setting(
         Ringhorn,
         "queue_max",
@@ -904,7 +941,8 @@ pub static SETTINGS: &[Setting] = &[
         Count(0),
         int(0),
         "Requests that wait in a worker, others get 503; 0 = any",
-    ),
+    )
+    .python(),
     setting(
         Ringhorn,
         "request_id_header",
@@ -913,6 +951,7 @@ pub static SETTINGS: &[Setting] = &[
         UNSET,
         "Header with each request's id, made if missing",
     )
+    .python()
     .computed("none"),
     setting(
         Ringhorn,
@@ -949,7 +988,8 @@ pub static SETTINGS: &[Setting] = &[
         Seconds,
         int(0),
         "Age of a request that is logged with its stack; 0 = off",
-    ),
+    )
+    .python(),
     setting(
         Ringhorn,
         "drain_delay",

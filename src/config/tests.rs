@@ -443,7 +443,7 @@ fn a_program_gives_settings_that_the_config_file_and_the_command_line_replace() 
     let cpus = || setup.cpus.clone();
     let values = [("workers", 1), ("threads", 1), ("backlog", 1), ("timeout", 1)];
     let values = values.map(|(name, value)| (name.to_owned(), Value::Int(value))).to_vec();
-    let mut program = Program { values, app: Some("Mine".to_owned()), alone: false };
+    let mut program = Program { values, app: Some("Mine".to_owned()), ..Program::default() };
     let load = |program: &Program| {
         let mut fake = Fake { names: setup.names.as_deref().unwrap(), ran: Vec::new() };
         let sources = Sources {
@@ -475,6 +475,19 @@ fn a_program_gives_settings_that_the_config_file_and_the_command_line_replace() 
     );
     program.values.clear();
     assert_eq!(load(&program).unwrap().workers, 7);
+}
+
+/// The application is shown with its source, as every setting is.
+#[test]
+fn the_application_is_among_the_settings() {
+    let setup = Setup::new("app:app").file(&[("wsgi_app", Value::text("other:app"))]);
+    for (settings, app, source) in [
+        (setup.settings(), "app:app", "APP on the command line"),
+        (Setup { args: Vec::new(), ..setup }.settings(), "other:app", "wsgi_app, in "),
+    ] {
+        assert_eq!((settings.app.as_str(), settings.value("wsgi_app").unwrap().0), (app, &Value::text(app)));
+        assert!(settings.source("wsgi_app").starts_with(source), "{}", settings.source("wsgi_app"));
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn places() -> [Arg; 2] {
             .long("socket")
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("The server's control socket [the one that is found in the runtime directory]"),
+            .help("The server's control socket [found in the runtime directory]"),
         Arg::new("pid")
             .short('p')
             .long("pid")
@@ -87,13 +87,17 @@ fn control_command() -> Command {
             Arg::new("wait")
                 .long("wait")
                 .action(ArgAction::SetTrue)
-                .help("With reload: wait until all workers are new; exit code 1 when the old ones stayed"),
+                .help("With reload: wait for the new workers; exit code 1 if the old ones stay"),
             Arg::new("command")
                 .short('c')
                 .long("command")
                 .value_name("COMMAND")
                 .help("The command as one text"),
-            Arg::new("words").num_args(0..).allow_negative_numbers(true).value_name("COMMAND"),
+            Arg::new("words")
+                .num_args(0..)
+                .allow_negative_numbers(true)
+                .value_name("COMMAND")
+                .help("One of the commands below"),
         ])
         .after_help(
             "Commands:\n  \

@@ -78,6 +78,17 @@ pub enum Version {
     Http11,
 }
 
+impl Version {
+    /// As it stands in a message.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+        }
+    }
+}
+
 /// One field line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -698,8 +709,8 @@ fn is_host(value: &[u8]) -> bool {
         let address = std::str::from_utf8(&rest[..end]).ok().and_then(|text| text.parse::<Ipv6Addr>().ok());
         (address.is_some(), &rest[end + 1..])
     } else {
-        let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
-        (end > 0 && scan::is_reg_name(&value[..end]), &value[end..])
+        let end = scan::reg_name_len(value);
+        (end > 0, &value[end..])
     };
     host_ok
         && match port {

@@ -35,9 +35,10 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| is_token_byte(byte))
 }
 
-/// Whether `bytes` could be a `reg-name` or an IPv4 address (RFC 3986 section 3.2.2).
-pub(super) fn is_reg_name(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| CLASSES[usize::from(byte)] & REG_NAME != 0)
+/// How many bytes at the beginning could be a `reg-name` or an IPv4 address (RFC 3986 section 3.2.2).
+pub(super) fn reg_name_len(bytes: &[u8]) -> usize {
+    let end = bytes.iter().position(|&byte| CLASSES[usize::from(byte)] & REG_NAME == 0);
+    end.unwrap_or(bytes.len())
 }
 
 /// Whether `byte` may stand in a field value: HTAB, SP, VCHAR, obs-text (RFC 9110 section 5.5).
@@ -133,7 +134,7 @@ mod tests {
             assert_eq!(is_token(&[byte]), token, "{byte:#x}");
             let reg_name =
                 letter.is_ascii_alphanumeric() || (byte < 128 && "-._~%!$&'()*+,;=".contains(letter));
-            assert_eq!(is_reg_name(&[byte]), reg_name, "{byte:#x}");
+            assert_eq!(reg_name_len(&[byte]), usize::from(reg_name), "{byte:#x}");
             let text = byte == 9 || (32..127).contains(&byte) || byte >= 128;
             assert_eq!(is_text(&[byte]), text, "{byte:#x}");
             assert_eq!(is_text_byte(byte), text, "{byte:#x}");

@@ -291,26 +291,19 @@ impl Master<'_> {
         let now_ms = monotonic_ms();
         let mut requests = Vec::new();
         for worker in self.slots.workers() {
-            let record = self.records.iter().find(|(owner, _)| *owner == worker.pid);
-            let published = record.and_then(|(_, record)| self.shared.in_hand(*record));
-            for request in published.map(InHand::published).unwrap_or_default() {
+            for request in self.requests_of(worker.pid).map(InHand::published).unwrap_or_default() {
                 requests.push((request.begun_ms, worker.slot, worker.pid, request.text));
             }
         }
         requests.sort_by_key(|(begun_ms, slot, ..)| (*begun_ms, *slot));
-        let show = |(begun_ms, slot, pid, text): &(u64, usize, Pid, String)| {
-            // A client chose the path: what moves a terminal's cursor is not for operators.
-            let text: String = text.chars().filter(|letter| !letter.is_control()).collect();
-            json!({ "slot": slot, "pid": number(*pid), "seconds": seconds(now_ms.saturating_sub(*begun_ms)), "request": text })
-        };
+        let show = |(begun_ms, slot, pid, text): &(u64, usize, Pid, String)| json!({ "slot": slot, "pid": number(*pid), "seconds": seconds(now_ms.saturating_sub(*begun_ms)), "request": text });
         requests.iter().map(show).collect()
     }
 
     /// What a worker counts, when it does.
     fn metrics_of(&self, pid: Pid) -> Option<&WorkerMetrics> {
         self.settings.metrics_bind.as_ref()?;
-        let (_, record) = self.records.iter().find(|(owner, _)| *owner == pid)?;
-        self.shared.metrics(*record)
+        self.shared.metrics(self.record_index(pid)?)
     }
 
     fn show_stats(&self) -> Value {

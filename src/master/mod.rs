@@ -14,6 +14,7 @@
 //! `slots` decides, this module does what it says. The embedding process (CPython, or a native
 //! service) takes part through [`Host`].
 
+mod begin;
 mod commands;
 pub mod control;
 mod launch;
@@ -46,6 +47,7 @@ use crate::limits::{BACKLOG_MS, LOG_RETRY_MS, WORKERS_MAX};
 use crate::observe::{self, CRITICAL, LogTarget};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::errno::describe;
+use crate::sys::in_hand::InHand;
 use crate::sys::mailbox::Mailboxes;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
@@ -53,6 +55,7 @@ use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 use crate::sys::title::Title;
 
+pub use self::begin::begin;
 pub use self::launch::Launch;
 pub use self::native::NativeHost;
 pub use self::sockets::{LocalAddr, SiblingListener, WorkerListener};
@@ -84,6 +87,11 @@ pub trait Host {
     /// They are not valid; the server goes on with the old ones.
     fn reload(&mut self, old: &Settings) -> Result<Settings, StartError> {
         Ok(old.clone())
+    }
+
+    /// A reload came to nothing: `old` are in force again, and the `tried` ones are not.
+    fn resume(&mut self, tried: &Settings, old: &Settings) {
+        let _ = (tried, old);
     }
 
     /// Right before a fork (`PyOS_BeforeFork`).
@@ -158,7 +166,7 @@ pub trait Host {
     /// In the master: the settings are these from now on, and no worker has them yet.
     ///
     /// # Errors
-    /// The hook failed: the server ends.
+    /// The hook failed: the server goes on with the old settings.
     fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
         let _ = settings;
         Ok(())
@@ -211,14 +219,10 @@ pub struct WorkerContext {
     pub mailboxes: Mailboxes,
     /// The age of the first worker that has the listeners of this slot: those before it cannot accept for it.
     pub listeners_age: u64,
-    /// The CPU it is pinned to already.
-    pub cpu: Option<usize>,
     /// The page of worker records.
     pub shared: Arc<SharedPage>,
     /// Which record is this worker's.
     pub record: usize,
-    /// The master. The kernel kills the worker when it dies.
-    pub parent_pid: Pid,
     /// The worker's signals, recorded since the fork: TERM (graceful stop), INT and QUIT (quick
     /// stop), USR1 (reopen logs), and those that a worker ignores. A worker looks at them when it
     /// is ready; while it boots, the master kills it where haste is needed.
@@ -278,11 +282,10 @@ pub fn run(settings: Settings, host: &mut dyn Host) -> i32 {
     let exit = match Master::start(settings, host) {
         Ok(mut master) => master.serve(),
         Err(error) => {
-            let text = error.to_string();
-            error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+            error!("{}", error.in_log());
             if to_file {
                 // Whoever started the server looks at the terminal first.
-                eprintln!("{text}");
+                eprintln!("{error}");
             }
             error.exit()
         }
@@ -303,8 +306,6 @@ struct Master<'h> {
     records: Vec<(Pid, usize)>,
     listeners: Listeners,
     mailboxes: Mailboxes,
-    /// By slot: the age of the first worker that has its listeners.
-    listeners_ages: Vec<u64>,
     /// The listener of the metrics address.
     metrics: Option<Listeners>,
     /// The number of workers that the host knows of.
@@ -334,10 +335,7 @@ struct Master<'h> {
 impl<'h> Master<'h> {
     /// gunicorn's order: preload, "Starting", pidfile, listeners.
     fn start(mut settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
-        if settings.workers == 0 || settings.workers > WORKERS_MAX {
-            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
-            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
-        }
+        check_workers(&settings)?;
         host.nworkers_changed(settings.workers, None)?;
         if settings.preload_app {
             host.preload(&settings)?;
@@ -393,6 +391,7 @@ impl<'h> Master<'h> {
                 warn!("cannot hear of the old master's end: {}", describe(&error));
             }
         }
+        create_logs(&settings);
         let now_ms = monotonic_ms();
         let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
         slots.keep_slots(listeners.slots(), now_ms);
@@ -408,7 +407,6 @@ impl<'h> Master<'h> {
             records: Vec::new(),
             listeners,
             mailboxes: Mailboxes::default(),
-            listeners_ages: Vec::new(),
             metrics,
             workers: slots.target(),
             reloading: false,
@@ -440,8 +438,7 @@ impl<'h> Master<'h> {
 
     /// A hook of the main loop failed: the server ends, as gunicorn does.
     fn abandon(&mut self, error: &StartError) {
-        let text = error.to_string();
-        error!("Unhandled exception in main loop: {}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("Unhandled exception in main loop: {}", error.in_log());
         self.slots.abandon(error.exit(), monotonic_ms());
     }
 
@@ -600,16 +597,23 @@ impl<'h> Master<'h> {
         }
     }
 
-    /// The record of a worker that was not reaped yet.
+    /// Which record belongs to a worker that was not reaped yet.
+    fn record_index(&self, pid: Pid) -> Option<usize> {
+        self.records.iter().find(|(owner, _)| *owner == pid).map(|(_, record)| *record)
+    }
+
     fn record_of(&self, pid: Pid) -> Option<&WorkerRecord> {
-        let (_, record) = self.records.iter().find(|(owner, _)| *owner == pid)?;
-        self.shared.record(*record)
+        self.shared.record(self.record_index(pid)?)
+    }
+
+    /// What a worker has published of the requests that it has had in hand for a while.
+    fn requests_of(&self, pid: Pid) -> Option<&InHand> {
+        self.shared.in_hand(self.record_index(pid)?)
     }
 
     /// The log names the requests that a worker had in hand before it is killed, unless the worker did so itself.
     fn tell_requests_of(&self, pid: Pid) {
-        let record = self.records.iter().find(|(owner, _)| *owner == pid);
-        let Some(page) = record.and_then(|(_, record)| self.shared.in_hand(*record)) else { return };
+        let Some(page) = self.requests_of(pid) else { return };
         let published = page.published();
         if published.is_empty() || page.set_told() {
             return;
@@ -617,8 +621,7 @@ impl<'h> Master<'h> {
         let now_ms = monotonic_ms();
         for request in published {
             let age = Duration::from_millis(now_ms.saturating_sub(request.begun_ms)).as_secs_f32();
-            let text: String = request.text.chars().filter(|letter| !letter.is_control()).collect();
-            error!("Worker (pid:{pid}) had in hand: {text}, {age:.1} s");
+            error!("Worker (pid:{pid}) had in hand: {}, {age:.1} s", request.text);
         }
     }
 
@@ -667,6 +670,7 @@ impl<'h> Master<'h> {
                     }
                     Action::Log(note) => {
                         if note == Note::Handling(Signal::USR1) {
+                            create_logs(&self.settings);
                             observe::reopen();
                         }
                         log(&note);
@@ -689,7 +693,7 @@ impl<'h> Master<'h> {
         let (signals, control) = (&self.signals, &self.control);
         self.host.wait(&mut || {
             let others = control.as_ref().map(|control| control.polled(now_ms)).unwrap_or_default();
-            if let Err(error) = signals.wait_or(timeout, others) {
+            if let Err(error) = signals.wait(timeout, others) {
                 error!("cannot wait: {}", describe(&error));
                 // Out of memory, most likely: not the time to spin.
                 std::thread::sleep(Duration::from_millis(100));
@@ -740,8 +744,7 @@ impl<'h> Master<'h> {
         match self.host.on_exit() {
             Ok(()) => exit,
             Err(error) => {
-                let text = error.to_string();
-                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error!("{}", error.in_log());
                 error.exit()
             }
         }
@@ -752,61 +755,52 @@ impl<'h> Master<'h> {
         info!("Hang up: {NAME}");
         self.shared.server().metrics().reloads.add(1);
         self.service.reloading();
+        create_logs(&self.settings);
         observe::reopen();
         if let Err(error) = self.try_reload() {
-            let text = error.to_string();
-            error!(
-                "cannot reload, so the old settings stay: {}",
-                text.strip_prefix("error: ").unwrap_or(&text)
-            );
+            error!("cannot reload, so the old settings stay: {}", error.in_log());
             self.counts.reloads_failed += 1;
         }
     }
 
     fn try_reload(&mut self) -> Result<(), StartError> {
         let mut settings = self.host.reload(&self.settings)?;
-        if settings.workers == 0 || settings.workers > WORKERS_MAX {
-            let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
-            return Err(StartError::new(Exit::Start, what).from(settings.source("workers")));
-        }
         keep_what_cannot_change(&self.settings, &mut settings);
+        if self.slots.is_sharing() && settings.bind != self.settings.bind {
+            warn!(
+                "bind stays as it is while two masters share the listeners; reload again when one of them is gone"
+            );
+            settings.bind.clone_from(&self.settings.bind);
+        }
+        let settings = Arc::new(settings);
+        let result = self.go_over_to(Arc::clone(&settings));
+        if result.is_err() {
+            self.host.resume(&settings, &self.settings);
+        }
+        result
+    }
+
+    fn go_over_to(&mut self, settings: Arc<Settings>) -> Result<(), StartError> {
+        check_workers(&settings)?;
         self.host.on_reload(&settings)?;
         for notice in &settings.notices {
             notice.log();
         }
-        // While two masters share the listeners, they stay as they are.
-        let listeners = if settings.bind == self.settings.bind || self.slots.is_sharing() {
+        create_logs(&settings);
+        let listeners = if settings.bind == self.settings.bind {
             self.listeners.same()
         } else {
             self.listeners.reopen(&settings)
         }?;
-        if settings.pidfile != self.settings.pidfile {
-            let junior = self.earlier_master.is_some();
-            let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, &settings));
-            match made.transpose() {
-                Ok(made) => {
-                    if let Some(old) = std::mem::replace(&mut self.pidfile, made) {
-                        old.remove();
-                    }
-                }
-                Err(error) => {
-                    listeners.close_but(&[&self.listeners]);
-                    return Err(error);
-                }
-            }
+        if let Err(error) = self.move_pidfile(&settings) {
+            listeners.close_but(&[&self.listeners]);
+            return Err(error);
         }
-        observe::set_level(settings.loglevel);
         let rules = rules(&settings);
-        self.cpus = cpus(&settings);
-        let old_settings = std::mem::replace(&mut self.settings, Arc::new(settings));
-        if self.settings.control != old_settings.control {
-            self.close_control();
-            self.open_control();
-        }
+        let old_settings = self.adopt(settings);
         let old_listeners = std::mem::replace(&mut self.listeners, listeners);
         if old_settings.bind != self.settings.bind {
-            self.listeners_ages.clear();
-            self.listeners_ages.resize(self.listeners.slots(), self.age + 1);
+            self.listeners.begin(self.age + 1);
         }
         self.earlier = Some(match self.earlier.take() {
             // The last generation has not shown yet that it can boot: it is skipped.
@@ -828,6 +822,34 @@ impl<'h> Master<'h> {
         Ok(())
     }
 
+    /// Writes the pidfile where `settings` want it, if they are not those in force.
+    fn move_pidfile(&mut self, settings: &Settings) -> Result<(), StartError> {
+        if settings.pidfile == self.settings.pidfile {
+            return Ok(());
+        }
+        let junior = self.earlier_master.is_some();
+        let made = settings.pidfile.as_ref().map(|path| pidfile(path, self.pid, junior, settings));
+        if let Some(old) = std::mem::replace(&mut self.pidfile, made.transpose()?) {
+            old.remove();
+        }
+        Ok(())
+    }
+
+    /// Goes on with these settings; returns those before.
+    fn adopt(&mut self, settings: Arc<Settings>) -> Arc<Settings> {
+        observe::set_level(settings.loglevel);
+        self.cpus = cpus(&settings);
+        let before = std::mem::replace(&mut self.settings, settings);
+        if self.settings.control != before.control {
+            self.close_control();
+            self.open_control();
+        }
+        if self.settings.backlog != before.backlog && !self.slots.is_sharing() {
+            self.listeners.set_backlog(self.settings.backlog);
+        }
+        before
+    }
+
     /// The new generation cannot boot.
     fn drop_generation(&mut self) {
         self.reloading = false;
@@ -835,9 +857,11 @@ impl<'h> Master<'h> {
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
             dropped.close_but(&[&self.listeners]);
-            self.cpus = cpus(&settings);
-            observe::set_level(settings.loglevel);
-            self.settings = settings;
+            if let Err(error) = self.move_pidfile(&settings) {
+                warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
+            }
+            let dropped = self.adopt(settings);
+            self.host.resume(&dropped, &self.settings);
             self.set_title("master");
         }
     }
@@ -910,14 +934,9 @@ impl<'h> Master<'h> {
             // A hook failed after this fork was decided.
             return self.slots.fork_failed(slot, monotonic_ms());
         }
-        let before = self.listeners.slots();
-        if let Err(error) = self.listeners.grow(slot, self.settings.backlog) {
+        if let Err(error) = self.listeners.grow(slot, self.settings.backlog, self.age + 1) {
             error!("cannot listen for one more worker: {}", describe(&error));
             return self.slots.fork_failed(slot, monotonic_ms());
-        }
-        if self.listeners.slots() > before {
-            self.listeners_ages.resize(slot + 1, 0);
-            self.listeners_ages[before..].fill(self.age + 1);
         }
         // All that the settings ask for at once: a worker can write only to those that were there at its fork.
         if let Err(error) = self.mailboxes.grow(slot.max(self.settings.workers.saturating_sub(1))) {
@@ -1008,9 +1027,7 @@ impl<'h> Master<'h> {
             // The master has died meanwhile.
             Ok(None) => return Exit::Done.code(),
             Err(error) => {
-                let text = error.to_string();
-                let text = text.strip_prefix("error: ").unwrap_or(&text);
-                error!("Worker (pid:{}) cannot start: {text}", process::id());
+                error!("Worker (pid:{}) cannot start: {}", process::id(), error.in_log());
                 self.host.worker_exit();
                 return error.exit().code();
             }
@@ -1050,12 +1067,12 @@ impl<'h> Master<'h> {
         if !process::die_with(self.pid).map_err(|error| system("follow the master", &error))? {
             return Ok(None);
         }
-        let cpu = self.cpus.as_ref().and_then(|cpus| cpus.get(slot).copied());
-        if let Some(id) = cpu
+        if let Some(&id) = self.cpus.as_ref().and_then(|cpus| cpus.get(slot))
             && !core_affinity::set_for_current(CoreId { id })
         {
             warn!("cannot pin worker {slot} to CPU {id}");
         }
+        let listeners_age = self.listeners.age(slot);
         let (listeners, siblings) = std::mem::take(&mut self.listeners).into_worker(slot);
         Ok(Some(WorkerContext {
             slot,
@@ -1068,11 +1085,9 @@ impl<'h> Master<'h> {
                 .map_or_else(Vec::new, |metrics| metrics.into_worker(slot).0),
             siblings,
             mailboxes: std::mem::take(&mut self.mailboxes),
-            listeners_age: self.listeners_ages.get(slot).copied().unwrap_or(0),
-            cpu,
+            listeners_age,
             shared: self.shared.clone(),
             record,
-            parent_pid: self.pid,
             signals,
             master_event,
         }))
@@ -1119,6 +1134,15 @@ fn kill(pid: Pid, signal: Signal) {
     }
 }
 
+/// A program that starts the server by itself may give any number.
+fn check_workers(settings: &Settings) -> Result<(), StartError> {
+    if (1..=WORKERS_MAX).contains(&settings.workers) {
+        return Ok(());
+    }
+    let what = format!("workers is {}, not 1 to {WORKERS_MAX}", settings.workers);
+    Err(StartError::new(Exit::Start, what).from(settings.source("workers")))
+}
+
 fn rules(settings: &Settings) -> Rules {
     Rules {
         workers: settings.workers,
@@ -1127,6 +1151,11 @@ fn rules(settings: &Settings) -> Rules {
         drain_ms: milliseconds(settings.drain_delay),
         daemon: settings.daemon,
     }
+}
+
+/// Workers open the logs after they have become `user`, who may not be allowed to make a file there.
+fn create_logs(settings: &Settings) {
+    observe::create_files(&[&settings.accesslog, &settings.errorlog], settings.user, settings.group);
 }
 
 /// The pidfile, under another name while an old master has the usual one (gunicorn's ".2").

@@ -99,6 +99,8 @@ pub(super) struct Listeners {
     groups: Vec<Group>,
     /// New connections go to the first so many sockets of each group; `None` leaves it to the kernel.
     open: Option<usize>,
+    /// By slot: the age of the first worker that has its listeners; 0 in slots that there were from the start.
+    ages: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -163,7 +165,19 @@ impl Listeners {
         let groups = groups.map_err(|error| {
             StartError::new(Exit::Start, format!("cannot keep the listeners: {}", describe(&error)))
         })?;
-        Ok(Self { groups, open: self.open })
+        Ok(Self { groups, open: self.open, ages: self.ages.clone() })
+    }
+
+    /// Changes how many connections may wait to be accepted, of each listener.
+    pub(super) fn set_backlog(&self, backlog: u32) {
+        if let Some(warning) = backlog_warning(backlog, somaxconn()) {
+            tracing::warn!("{warning}");
+        }
+        for group in &self.groups {
+            if let Err(error) = group.set_backlog(backlog) {
+                tracing::warn!("the backlog of {} stays as it was: {}", Plain(&group.bind), describe(&error));
+            }
+        }
     }
 
     fn open_within(
@@ -174,7 +188,8 @@ impl Listeners {
         if let Some(warning) = backlog_warning(settings.backlog, somaxconn()) {
             tracing::warn!("{warning}");
         }
-        let mut listeners = Self { groups: Vec::new(), open: earlier.and_then(|earlier| earlier.open) };
+        let open = earlier.and_then(|earlier| earlier.open);
+        let mut listeners = Self { groups: Vec::new(), open, ages: Vec::new() };
         let give_up = Instant::now() + patience;
         for (index, bind) in settings.bind.iter().enumerate() {
             let kept = earlier.and_then(|earlier| {
@@ -244,7 +259,7 @@ impl Listeners {
                 group.bind = bind.clone();
             }
         }
-        Ok(Self { groups, open: None })
+        Ok(Self { groups, ..Self::default() })
     }
 
     /// The listener of the metrics address, which all workers share: whoever has time answers for all. From
@@ -269,7 +284,7 @@ impl Listeners {
         {
             group.sockets = Sockets::Shared(socket, None);
         }
-        Ok(Self { groups: vec![group], open: None })
+        Ok(Self { groups: vec![group], ..Self::default() })
     }
 
     /// Whether somebody waits for them with epoll, and has therefore made them non-blocking.
@@ -289,12 +304,23 @@ impl Listeners {
         own.max().unwrap_or(0)
     }
 
-    /// Opens the listeners of the slots up to `slot` that have none yet. No client is led there before
-    /// [`Listeners::steer`] says so.
+    /// The age of the first worker that has the listeners of this slot: those before it cannot accept for it.
+    pub(super) fn age(&self, slot: usize) -> u64 {
+        self.ages.get(slot).copied().unwrap_or(0)
+    }
+
+    /// No worker has these listeners before the one of this age.
+    pub(super) fn begin(&mut self, age: u64) {
+        self.ages = vec![age; self.slots()];
+    }
+
+    /// Opens the listeners of the slots up to `slot` that have none yet, for a worker of this age. No client is led there
+    /// before [`Listeners::steer`] says so.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub(super) fn grow(&mut self, slot: usize, backlog: u32) -> io::Result<()> {
+    pub(super) fn grow(&mut self, slot: usize, backlog: u32, age: u64) -> io::Result<()> {
+        let slots = self.slots();
         let mut grown = false;
         for group in &mut self.groups {
             let LocalAddr::Tcp(local) = group.local else { continue };
@@ -316,6 +342,10 @@ impl Listeners {
             if grown && self.open.is_none() {
                 self.open = Some(before);
             }
+        }
+        if self.slots() > slots {
+            self.ages.resize(slots, 0);
+            self.ages.resize(self.slots(), age);
         }
         Ok(())
     }
@@ -992,7 +1022,7 @@ mod tests {
     fn clients_are_led_to_the_slots_that_are_open() {
         let mut listeners = open_now(&settings(vec![tcp("127.0.0.1", 0)], 1)).unwrap();
         assert_eq!(waiting(&listeners, 10), [10]);
-        listeners.grow(2, 64).unwrap();
+        listeners.grow(2, 64, 7).unwrap();
         assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
         listeners.steer(2);
         let two = waiting(&listeners, 60);
@@ -1004,10 +1034,24 @@ mod tests {
         assert_eq!(waiting(&listeners, 40), [40, 0, 0]);
         listeners.close_slot(1);
         assert_eq!(waiting(&listeners, 40), [40]);
-        listeners.grow(1, 64).unwrap();
+        listeners.grow(1, 64, 8).unwrap();
         assert_eq!(waiting(&listeners, 40), [40, 0]);
         listeners.steer(2);
         assert_eq!(waiting(&listeners, 60).iter().sum::<usize>(), 60);
+    }
+
+    /// After a reload that was dropped nobody was taken for having the listeners that are in force again.
+    #[test]
+    fn listeners_know_since_which_worker_they_are_there() {
+        let mut listeners = open_now(&settings(vec![tcp("127.0.0.1", 0)], 1)).unwrap();
+        listeners.grow(1, 64, 7).unwrap();
+        let mut tried = listeners.same().unwrap();
+        tried.begin(9);
+        let ages = |listeners: &Listeners| [0, 1, 2].map(|slot| listeners.age(slot));
+        assert_eq!((ages(&listeners), ages(&tried)), ([0, 7, 0], [9, 9, 0]));
+        listeners.close_slot(1);
+        listeners.grow(1, 64, 10).unwrap();
+        assert_eq!(ages(&listeners), [0, 10, 0]);
     }
 
     #[test]
@@ -1025,6 +1069,28 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(waiting(&new, 10).iter().sum::<usize>(), 10);
         std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn another_backlog_is_that_of_the_listener_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let mut few = settings(vec![Bind::Unix(path.clone())], 1);
+        few.backlog = 1;
+        let listeners = open_now(&few).unwrap();
+        // As many as the queue has room for: nobody accepts.
+        let fill = || -> Vec<Socket> {
+            let client = |_| {
+                let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                client.connect(&SockAddr::unix(&path).unwrap()).ok().map(|()| client)
+            };
+            (0..100).map_while(client).collect()
+        };
+        let first = fill();
+        listeners.set_backlog(40);
+        let more = fill();
+        assert!(first.len() < 10 && (30..100).contains(&more.len()), "{} and {}", first.len(), more.len());
     }
 
     #[test]

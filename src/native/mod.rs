@@ -17,16 +17,12 @@ use crate::config::cpus::Available;
 use crate::config::{self, Loaded, Program, Settings, Sources, Value};
 use crate::error::{Exit, StartError};
 use crate::master::{self, Host, Launch, WorkerContext};
-use crate::observe::{self, statsd::Statsd};
 use crate::sys::errno::describe;
-use crate::sys::process::{self, Fork};
+use crate::sys::process;
 use crate::worker::{self, Make, Served};
 
 #[cfg(feature = "tower")]
 pub use self::tower::{Body, Connection};
-
-/// The umask of a daemon; gunicorn's.
-const DAEMON_UMASK: u32 = 0o022;
 
 /// A server of native services: see [`Server::builder`].
 #[derive(Debug)]
@@ -38,7 +34,7 @@ impl Server {
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
-            program: Program { alone: true, ..Program::default() },
+            program: Program { alone: true, native: true, ..Program::default() },
             arguments: Vec::new(),
             binds: Vec::new(),
         }
@@ -183,28 +179,9 @@ impl Start {
             let what = format!("cannot change to {}: {}", directory.display(), describe(&error));
             return report(&StartError::new(Exit::Start, what).from(settings.source("chdir")));
         }
-        // An upgrade's new master is in the background already.
-        if settings.daemon
-            && !self.launch.is_upgrade()
-            && let Err(error) = daemonize(&settings)
-        {
-            let what = format!("cannot go to the background: {}", describe(&error));
-            return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
+        if let Err(error) = master::begin(&settings, &self.launch, process::fork) {
+            return report(&error);
         }
-        if let Err(error) = observe::install(&settings.errorlog, settings.loglevel, settings.capture_output) {
-            let what = format!("cannot open the error log: {}", describe(&error));
-            return report(&StartError::new(Exit::Start, what).from(settings.source("errorlog")));
-        }
-        if let Some(to) = &settings.statsd {
-            match Statsd::open(&to.host, &to.prefix, &to.tags) {
-                Ok(statsd) => observe::statsd::install(statsd),
-                // What collects metrics may be away, the service need not be.
-                Err(error) => {
-                    tracing::warn!("no metrics are sent to statsd_host {}: {}", to.host, describe(&error));
-                }
-            }
-        }
-        settings.notices.iter().for_each(config::Notice::log);
         master::run(settings, &mut ServiceHost { start: self, make })
     }
 }
@@ -212,26 +189,6 @@ impl Start {
 fn report(error: &StartError) -> i32 {
     eprintln!("{error}");
     error.exit().code()
-}
-
-/// Leaves the terminal and goes on in the background.
-fn daemonize(settings: &Settings) -> io::Result<()> {
-    let keep =
-        settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
-    leave_parent()?;
-    process::lead_session()?;
-    // The leader of a session can get a terminal again; its child cannot.
-    leave_parent()?;
-    process::set_umask(DAEMON_UMASK);
-    process::detach_streams(keep)
-}
-
-/// Goes on in a child; the parent ends.
-fn leave_parent() -> io::Result<()> {
-    match process::fork()? {
-        Fork::Child => Ok(()),
-        Fork::Parent(_) => process::exit_now(0),
-    }
 }
 
 /// The master's host: every worker makes a service of its own.

@@ -31,7 +31,7 @@ pub trait AccessRecord {
     fn status(&self) -> u16;
     /// Bytes of the response's body that were sent; `None` when unknown.
     fn body_bytes(&self) -> Option<u64>;
-    /// Time from the end of the request's head to the end of the response.
+    /// Time from the complete request to the end of the response.
     fn duration(&self) -> Duration;
     /// How much of it the request waited for a runner, and how much the application had it; `None` when it had none.
     fn parts(&self) -> Option<(Duration, Duration)> {

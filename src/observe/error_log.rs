@@ -183,8 +183,9 @@ impl ErrorLog {
         self.outlet.flush(patience);
     }
 
-    fn write_line(&self, line: &str) {
-        self.outlet.write(line.as_bytes());
+    /// Writes text as it is, or what else is whole in itself: a line.
+    pub(super) fn write(&self, text: &str) {
+        self.outlet.write(text.as_bytes());
     }
 }
 
@@ -224,7 +225,7 @@ impl Subscriber for ErrorLog {
             event.record(&mut Fields { line, message: false });
             cut(line, LOG_LINE_BYTES_MAX - 1);
             line.push('\n');
-            self.write_line(line);
+            self.write(line);
         });
     }
 
@@ -456,7 +457,7 @@ mod tests {
         struct Noisy;
         impl fmt::Display for Noisy {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                ErrorLog::open(&LogTarget::Off, Level::Info).unwrap().write_line("");
+                ErrorLog::open(&LogTarget::Off, Level::Info).unwrap().write("");
                 with_line(|line| line.push_str("inner"));
                 f.write_str("outer")
             }

@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::fs::{Gid, Uid};
+
 pub use access_log::{AccessFormat, AccessRecord};
 pub use error_log::{CRITICAL, ErrorLog, Level};
 pub use outlet::Hold;
@@ -103,6 +105,13 @@ pub fn install(target: &LogTarget, level: Level, capture: bool) -> io::Result<()
     Ok(())
 }
 
+/// Gives the error log text that is no message of ours, as it is.
+pub fn write(text: &str) {
+    if let Some(log) = ERROR_LOG.get() {
+        log.write(text);
+    }
+}
+
 /// Opens the error log's file again under its name, after it was moved away (USR1).
 pub fn reopen() {
     if let Some(sink) = SINK.get() {
@@ -119,6 +128,23 @@ pub fn reopen() {
 pub fn set_level(level: Level) {
     if let Some(log) = ERROR_LOG.get() {
         log.set_level(level);
+    }
+}
+
+/// Creates the log files that are not there yet, as files of the workers' user and group, who open them again under
+/// their names (USR1). Without either there is nothing to do.
+///
+/// A file that exists stays whose it is: the folder may be the user's, who could have put a link to any file there.
+pub fn create_files(targets: &[&LogTarget], user: Option<u32>, group: Option<u32>) {
+    if user.is_none() && group.is_none() {
+        return;
+    }
+    for target in targets {
+        let LogTarget::File(path) = target else { continue };
+        // Whatever fails here is told where the log is opened.
+        if let Ok(file) = OpenOptions::new().append(true).create_new(true).open(path) {
+            let _ = rustix::fs::fchown(&file, user.map(Uid::from_raw), group.map(Gid::from_raw));
+        }
     }
 }
 

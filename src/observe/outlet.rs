@@ -28,6 +28,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::SendFlags;
 
 use crate::limits::LOG_BUFFER_BYTES;
+use crate::sync::lock;
 use crate::sys::{errno, signal};
 
 /// Bytes that a pipe takes whole or not at all, when it can be written to (`PIPE_BUF`).
@@ -190,7 +191,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn target(&self) -> Option<Arc<Target>> {
@@ -254,7 +255,7 @@ impl Outlet {
         }
         if !state.is_done() {
             state.queue(line);
-            return;
+            return self.leave_to_thread(state);
         }
         let offered = loop {
             match target.offer(line, !state.threaded) {
@@ -275,11 +276,19 @@ impl Outlet {
             self.shared.drain(&mut state, &target);
             return;
         }
+        self.leave_to_thread(state);
+    }
+
+    /// Has a thread write what waits, where there may be one.
+    fn leave_to_thread(&self, mut state: MutexGuard<'_, State>) {
+        if !state.threaded || state.lines.is_empty() {
+            return;
+        }
         if !mem::replace(&mut state.started, true) {
             let shared = Arc::clone(&self.shared);
             let spawned =
                 thread::Builder::new().name("ringhorn-errlog".to_owned()).spawn(move || run(&shared));
-            // The next line tries again; this one waits meanwhile.
+            // The next line tries again; these wait meanwhile.
             state.started = spawned.is_ok();
         }
         drop(state);
@@ -326,7 +335,9 @@ impl Outlet {
     /// From here on a thread may write what waits. Only when the process is what it will be: a thread of before has
     /// another user and other CPUs.
     pub(super) fn allow_thread(&self) {
-        self.shared.lock().threaded = true;
+        let mut state = self.shared.lock();
+        state.threaded = true;
+        self.leave_to_thread(state);
     }
 
     /// Goes on with another file.
@@ -384,7 +395,11 @@ fn run(shared: &Shared) {
         if state.closed {
             return;
         }
-        let lines = mem::take(&mut state.lines);
+        let mut lines = mem::take(&mut state.lines);
+        if let Some(first) = lines.front_mut() {
+            // Of this one a part was taken while there was no thread.
+            first.drain(..state.begun);
+        }
         (state.bytes, state.begun, state.writing) = (0, 0, true);
         drop(state);
         let mut failures = Vec::new();
@@ -486,6 +501,37 @@ mod tests {
             assert!(lines.iter().all(|line| line.len() == 999), "a line is cut");
             // Filled with zeros, they sort as numbers do.
             assert!(lines.is_sorted(), "the order is lost");
+        }
+    }
+
+    /// Nobody wrote such lines any more, nor those that came behind them. And the thread would have written a line from
+    /// its beginning of which the pipe had taken a part already.
+    #[test]
+    fn what_waits_when_a_thread_is_allowed_is_written_by_it() {
+        for gives_up in [true, false] {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let outlet = outlet(writer, false);
+            outlet.shared.target().unwrap().gives_up.store(gives_up, Ordering::Relaxed);
+            let mut expected = String::new();
+            for letter in ["a", "b", "c"] {
+                let line = letter.repeat(60_000) + "\n";
+                outlet.write(line.as_bytes());
+                expected += &line;
+            }
+            let mut text = vec![0; 8192];
+            reader.read_exact(&mut text).unwrap();
+            assert!(outlet.retry());
+            assert!(outlet.shared.lock().begun > 0, "a part of a line was taken");
+            outlet.allow_thread();
+            assert!(outlet.shared.lock().started, "nobody writes what waits");
+            outlet.write(b"last\n");
+            let reading = thread::spawn(move || {
+                reader.read_to_end(&mut text).unwrap();
+                text
+            });
+            outlet.flush(LONG);
+            drop(outlet);
+            assert!(reading.join().unwrap() == (expected + "last\n").as_bytes(), "a part comes twice");
         }
     }
 

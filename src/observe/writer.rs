@@ -20,6 +20,7 @@ use tracing::warn;
 
 use super::LogTarget;
 use crate::limits::LOG_BUFFER_BYTES;
+use crate::sync::lock;
 use crate::sys::signal;
 
 /// How long lines are gathered before they are written. One wake-up for many lines keeps the
@@ -66,7 +67,7 @@ struct State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

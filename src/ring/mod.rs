@@ -22,14 +22,14 @@ mod waker;
 use std::io;
 use std::os::fd::RawFd;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 pub use buffers::{Pool, RecvBuffer};
 pub use op::{Accepting, Driver, Event, Token};
 pub use probe::{ProbeFailure, probe};
 pub use socket::Socket;
 pub use timer::{TICK_MS, Wheel};
 pub use waker::Waker;
+
+use crate::sys::rlimit;
 
 /// Which backend the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,10 +78,8 @@ pub fn open(io: Io) -> io::Result<(Box<dyn Driver>, Choice)> {
 }
 
 fn open_uring() -> Result<uring::Uring, ProbeFailure> {
-    // Rings are charged to the user's locked memory, before Linux 5.12 and again since about 6.14.
-    // Raising the soft limit to the hard one needs no privilege; a refusal shows in the setup.
-    let limit = getrlimit(Resource::Memlock);
-    let _ = setrlimit(Resource::Memlock, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    // A refusal shows in the setup.
+    let _ = rlimit::raise_locked_memory();
     probe()?;
     Ok(uring::Uring::new()?)
 }

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::op::{Accepting, Driver, Event, Token};
 use super::{Pool, Socket, Waker};
 use crate::limits::RECV_BUFFER_BYTES;
+use crate::sync::lock;
 
 /// Bytes that a simulated connection holds in the server's direction to the client, unread.
 const WINDOW_BYTES: usize = 48 * 1024;
@@ -86,10 +87,6 @@ impl Wire {
 }
 
 type SharedWire = Arc<Mutex<Wire>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The end of a simulated connection that is inside a [`Socket`].
 #[derive(Debug)]

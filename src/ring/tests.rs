@@ -11,9 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::epoll::Epoll;
 use super::uring::{Sizes, Uring};
 use super::*;
+use crate::limits::RECV_BUFFER_BYTES;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -630,7 +633,7 @@ fn an_event_of_an_earlier_user_of_the_slot_is_dropped() {
         // Had a stale event kept its buffer, four would have been used up long ago.
         let (mut peer, socket) = unix_pair();
         bench.driver.receive(token(1), &socket).unwrap();
-        peer.write_all(&[1; 4 * 4096]).unwrap();
+        peer.write_all(&[1; 4 * RECV_BUFFER_BYTES]).unwrap();
         bench.until(|events| (events.len() == 4).then_some(()));
     });
 }

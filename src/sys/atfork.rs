@@ -39,6 +39,25 @@ pub fn forget(fd: RawFd) {
     }
 }
 
+/// Descriptors that are noted until this is dropped, which comes before they are closed.
+#[derive(Debug, Default)]
+pub struct Noted(Vec<RawFd>);
+
+impl Extend<RawFd> for Noted {
+    fn extend<I: IntoIterator<Item = RawFd>>(&mut self, fds: I) {
+        for fd in fds {
+            note(fd);
+            self.0.push(fd);
+        }
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.0.iter().copied().for_each(forget);
+    }
+}
+
 /// Whether this process was forked from one that had noted descriptors: a child of the application, in which
 /// nothing of the server lives.
 #[must_use]
@@ -71,7 +90,7 @@ extern "C" fn close_noted() {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
@@ -98,6 +117,21 @@ mod tests {
         child_lives.set_nonblocking(true).unwrap();
         let still = child_lives.read(&mut [0; 1]).unwrap_err();
         assert_eq!(still.kind(), std::io::ErrorKind::WouldBlock, "the child holds its own descriptor");
+    }
+
+    /// Numbers come again: at the end of a worker a child lost what the application had opened after the listeners were
+    /// closed.
+    #[test]
+    fn what_is_noted_no_longer_stays_open_in_a_child() {
+        let (mut client, mut server) = UnixStream::pair().unwrap();
+        let mut noted = Noted::default();
+        noted.extend([server.as_raw_fd()]);
+        drop(noted);
+        if let Fork::Child = fork().unwrap() {
+            exit_now(i32::from(server.write_all(b"x").is_err()));
+        }
+        drop(server);
+        assert_eq!(client.read(&mut [0; 2]).unwrap(), 1);
     }
 
     #[test]

@@ -72,10 +72,12 @@ impl InHand {
             let bytes: Vec<u8> =
                 entry.text.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
             let length = (entry.length.load(Ordering::Relaxed) as usize).min(bytes.len());
+            // A text may have been cut inside a character.
+            let text = String::from_utf8_lossy(&bytes[..length]);
             Published {
                 begun_ms: entry.begun_ms.load(Ordering::Relaxed),
-                // A text may have been cut inside a character.
-                text: String::from_utf8_lossy(&bytes[..length]).into_owned(),
+                // A client chose the path: what moves a terminal's cursor is not for operators.
+                text: text.chars().filter(|letter| !letter.is_control()).collect(),
             }
         };
         self.entries.iter().take(count).map(read).collect()
@@ -98,8 +100,8 @@ mod tests {
         page.publish([(7, "GET /a from 10.0.0.1:5"), (8, "")].into_iter());
         let texts: Vec<_> = page.published().into_iter().map(|one| (one.begun_ms, one.text)).collect();
         assert_eq!(texts, [(7, "GET /a from 10.0.0.1:5".to_owned()), (8, String::new())]);
-        page.publish([(9, "POST /b")].into_iter());
-        assert_eq!(page.published().len(), 1);
+        page.publish([(9, "POST /\x1b[2Jb")].into_iter());
+        assert_eq!(page.published(), [Published { begun_ms: 9, text: "POST /[2Jb".to_owned() }]);
         assert!(!page.set_told());
         assert!(page.set_told());
         page.reset();

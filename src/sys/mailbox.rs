@@ -84,17 +84,19 @@ impl Mailboxes {
     }
 
     /// Takes the next letter of `slot` into `space`, which has room for the largest one. Returns its length and
-    /// its socket. Never waits; `None` when there is no letter.
+    /// its socket. Never waits; `None` when there is no letter, or no descriptor for its socket: then it stays.
     #[must_use]
     pub fn receive(&self, slot: usize, space: &mut [u8]) -> Option<(usize, Option<OwnedFd>)> {
         let mailbox = self.boxes.get(slot)?;
         let mut control = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut control);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        // Without a free descriptor the kernel gives the letter and drops the socket (MSG_CTRUNC): a client would be
+        // lost. Another thread may still take this one in between; that cannot be helped.
+        drop(mailbox.drawer.try_clone().ok()?);
         let received = loop {
             match recvmsg(mailbox.drawer.as_fd(), &mut [IoSliceMut::new(space)], &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
-                // Nothing there, or no descriptors: then it stays for whoever looks next.
                 Err(_) => return None,
                 Ok(received) => break received.bytes,
             }
@@ -116,7 +118,10 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
+    use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
+
     use super::*;
+    use crate::sys::process::{Fork, exit_now, fork};
 
     #[test]
     fn letters_come_whole_in_order_and_with_their_sockets() {
@@ -140,6 +145,31 @@ mod tests {
         assert!(all.receive(1, &mut space).is_none());
         assert!(all.receive(2, &mut space).is_none());
         assert_eq!(all.send(2, b"x", None).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    /// The kernel hands out such a letter without its socket, and the client was gone. In a child: the limit is the
+    /// whole process's.
+    #[test]
+    fn a_letter_waits_for_a_descriptor_for_its_socket() {
+        let mut all = Mailboxes::default();
+        all.grow(0).unwrap();
+        let (_near, far) = UnixStream::pair().unwrap();
+        all.send(0, b"x", Some(far.as_fd())).unwrap();
+        let child = fork().unwrap();
+        if child == Fork::Child {
+            let mut space = [0; 64];
+            let limit = getrlimit(Resource::Nofile);
+            // All descriptors below the limit are taken from here on.
+            let next = far.try_clone().map_or(0, |free| free.as_raw_fd() as u64);
+            let none = setrlimit(Resource::Nofile, Rlimit { current: Some(next), ..limit }).is_ok()
+                && all.receive(0, &mut space).is_none();
+            let waited = setrlimit(Resource::Nofile, limit).is_ok()
+                && all.receive(0, &mut space).is_some_and(|(length, socket)| length == 1 && socket.is_some());
+            exit_now(i32::from(!(none && waited)));
+        }
+        let Fork::Parent(pid) = child else { unreachable!("the child has left") };
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
     }
 
     #[test]

@@ -76,12 +76,6 @@ pub fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
     Ok(rustix::process::kill_process(pid, signal)?)
 }
 
-/// Whether a process with this id exists, ours or not.
-#[must_use]
-pub fn is_alive(pid: Pid) -> bool {
-    !matches!(rustix::process::test_kill_process(pid), Err(Errno::SRCH))
-}
-
 /// This process's id.
 #[must_use]
 pub fn id() -> Pid {
@@ -164,19 +158,6 @@ pub fn set_thread_name(name: &CStr) -> io::Result<()> {
 #[must_use]
 pub fn thread_count() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
-}
-
-/// Bytes of this process's memory that are in RAM, those that it shares with others included; `None` without /proc.
-///
-/// # Source
-/// proc(5), `/proc/[pid]/statm`, field 2.
-#[must_use]
-pub fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: sysconf(3) has no conditions on memory.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * u64::try_from(page).ok()?)
 }
 
 /// Whom a worker is to run as.
@@ -280,13 +261,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_alive_and_an_impossible_one_is_not() {
-        assert!(is_alive(id()));
-        // Above the largest id that Linux gives (2^22).
-        assert!(!is_alive(Pid::from_raw(i32::MAX).unwrap()));
-    }
-
-    #[test]
     fn becoming_oneself_changes_nothing() {
         let same = Identity {
             user: Some(rustix::process::geteuid().as_raw()),
@@ -294,14 +268,6 @@ mod tests {
             initgroups: true,
         };
         assume(same).unwrap();
-    }
-
-    #[test]
-    fn memory_that_is_written_is_resident() {
-        let before = resident_bytes().unwrap();
-        let held = std::hint::black_box(vec![1_u8; 64 << 20]);
-        assert!(resident_bytes().unwrap() > before + (32 << 20));
-        drop(held);
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub fn raise_descriptors() -> io::Result<u64> {
     raise(Resource::Nofile, DESCRIPTORS_MAX)
 }
 
-/// Raises the soft limit of locked memory (rings are charged to it before Linux 5.12, and buffers
-/// still are) to the hard one. Returns the soft limit that holds now, in bytes.
+/// Raises the soft limit of locked memory to the hard one; rings are charged to it, before Linux 5.12 and again since
+/// about 6.14. That needs no privilege. Returns the soft limit that holds now, in bytes.
 ///
 /// # Errors
 /// What setrlimit(2) refuses; the limit is as it was.

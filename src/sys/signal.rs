@@ -155,20 +155,12 @@ impl Signals {
         SignalSet(PENDING.swap(0, Ordering::SeqCst))
     }
 
-    /// Sleeps until a signal comes, somebody writes to [`Signals::event`], or `timeout` is over;
-    /// `None` is for ever. May return early.
+    /// Sleeps until a signal comes, somebody writes to [`Signals::event`], something happens on one of `others`, or
+    /// `timeout` is over; `None` is for ever. May return early.
     ///
     /// # Errors
     /// poll(2) fails for lack of memory.
-    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.wait_or(timeout, Vec::new())
-    }
-
-    /// As [`Signals::wait`], and until something happens on one of `others`.
-    ///
-    /// # Errors
-    /// As [`Signals::wait`].
-    pub fn wait_or(&self, timeout: Option<Duration>, mut others: Vec<PollFd<'_>>) -> io::Result<()> {
+    pub fn wait(&self, timeout: Option<Duration>, mut others: Vec<PollFd<'_>>) -> io::Result<()> {
         // A time the kernel cannot express is as good as none.
         let timeout = timeout.and_then(|left| left.try_into().ok());
         others.push(PollFd::new(self.event, PollFlags::IN));
@@ -340,7 +332,7 @@ mod tests {
 
         raise(Signal::USR1);
         raise(Signal::USR1);
-        signals.wait(None).unwrap();
+        signals.wait(None, Vec::new()).unwrap();
         assert_eq!(signals.take(), SignalSet::of(&[Signal::USR1]));
         assert!(signals.take().is_empty());
 
@@ -348,11 +340,11 @@ mod tests {
         raise(Signal::WINCH);
         assert!(signals.take().is_empty());
         drop(blocked);
-        signals.wait(None).unwrap();
+        signals.wait(None, Vec::new()).unwrap();
         assert_eq!(signals.take(), SignalSet::of(&[Signal::WINCH]));
 
         notify(signals.event());
-        signals.wait(None).unwrap();
+        signals.wait(None, Vec::new()).unwrap();
         assert!(signals.take().is_empty());
 
         let other = eventfd(0, EventfdFlags::NONBLOCK).unwrap();

@@ -50,8 +50,12 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_memory_and_an_impossible_one_nothing() {
-        assert!(Usage::of(process::id()).unwrap().resident_bytes > 100_000);
+    fn memory_that_is_written_is_resident_and_an_impossible_process_has_none() {
+        let resident = || Usage::of(process::id()).unwrap().resident_bytes;
+        let before = resident();
+        let held = std::hint::black_box(vec![1_u8; 64 << 20]);
+        assert!(resident() > before + (32 << 20));
+        drop(held);
         assert_eq!(Usage::of(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 }

@@ -9,7 +9,7 @@ use tracing::error;
 
 use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
-use crate::http::{Encoder, Version, percent_decode};
+use crate::http::{Encoder, percent_decode};
 use crate::limits::LOG_FLUSH_MS;
 use crate::observe::statsd::metrics;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
@@ -134,10 +134,7 @@ struct View<'a> {
 
 impl AccessRecord for View<'_> {
     fn remote_addr(&self) -> &[u8] {
-        match self.exchange.request.link().peer() {
-            Peer::Inet { host, .. } => host.as_bytes(),
-            Peer::Unix => b"",
-        }
+        self.exchange.request.link().peer().host().as_bytes()
     }
 
     fn method(&self) -> &[u8] {
@@ -159,10 +156,7 @@ impl AccessRecord for View<'_> {
     }
 
     fn protocol(&self) -> &[u8] {
-        match self.exchange.request.version() {
-            Version::Http11 => b"HTTP/1.1",
-            Version::Http10 => b"HTTP/1.0",
-        }
+        self.exchange.request.version().name().as_bytes()
     }
 
     fn status(&self) -> u16 {
@@ -209,10 +203,7 @@ struct InlineView<'a> {
 
 impl AccessRecord for InlineView<'_> {
     fn remote_addr(&self) -> &[u8] {
-        match self.request.peer() {
-            Peer::Inet { host, .. } => host.as_bytes(),
-            Peer::Unix => b"",
-        }
+        self.request.peer().host().as_bytes()
     }
 
     fn method(&self) -> &[u8] {
@@ -232,10 +223,7 @@ impl AccessRecord for InlineView<'_> {
     }
 
     fn protocol(&self) -> &[u8] {
-        match self.request.head.version {
-            Version::Http11 => b"HTTP/1.1",
-            Version::Http10 => b"HTTP/1.0",
-        }
+        self.request.head.version.name().as_bytes()
     }
 
     fn status(&self) -> u16 {
@@ -279,10 +267,7 @@ impl Expired<'_> {
 
 impl AccessRecord for Expired<'_> {
     fn remote_addr(&self) -> &[u8] {
-        match self.peer {
-            Peer::Inet { host, .. } => host.as_bytes(),
-            Peer::Unix => b"",
-        }
+        self.peer.host().as_bytes()
     }
 
     fn method(&self) -> &[u8] {

@@ -4,11 +4,10 @@
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use ::http::StatusCode;
@@ -17,91 +16,33 @@ use super::access::Recorder;
 use super::io::Io;
 use super::io::inline::Inline;
 use super::pool::Pool;
-use super::tests::{get, on_both, read_all, read_until, rules};
-use super::{Door, Nobody, Rules, Stop};
+use super::tests::{Server, get, on_both, read_all, read_until, rules};
+use super::{Nobody, Rules};
 use crate::app::native::{Request, Responder, Response, Service, Tasks, Worker};
-use crate::app::{Listener, Port, Sent};
-use crate::ring::{self, Accepting, Waker};
+use crate::app::{Port, Sent};
+use crate::ring;
 
-/// A native worker in this process.
-struct Server {
-    addr: SocketAddr,
-    stop: Arc<AtomicU8>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
+fn start<S: Service + 'static>(io: ring::Io, make: impl FnOnce(&Worker) -> S + Send + 'static) -> Server {
+    start_with(io, rules(), make)
 }
 
-impl Server {
-    fn start<S: Service + 'static>(io: ring::Io, make: impl FnOnce(&Worker) -> S + Send + 'static) -> Self {
-        Self::start_with(io, rules(), make)
-    }
-
-    fn start_with<S: Service + 'static>(
-        io: ring::Io,
-        rules: Rules,
-        make: impl FnOnce(&Worker) -> S + Send + 'static,
-    ) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = socket.local_addr().unwrap();
-        let stop = Arc::new(AtomicU8::new(0));
-        let (send, receive) = mpsc::channel();
-        let order = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let (driver, _) = ring::open(io).unwrap();
-            let waker = driver.waker();
-            send.send(waker.clone()).unwrap();
-            let listener = Arc::new(Listener::inet(addr));
-            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone, observer: false };
-            let port = Arc::new(Port::new(waker.clone()));
-            let tasks = Rc::new(Tasks::new(waker));
-            let worker = Worker::new(0, 1, 2, Arc::clone(&port), Rc::clone(&tasks));
-            let service = Box::new(make(&worker));
-            let pool = Arc::new(Pool::new(1, Recorder::default()));
-            let mut io = Io::new(driver, vec![door], Arc::new(rules), pool, Arc::new(Nobody), port);
-            io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None, None));
-            io.open();
-            let order = || match order.load(Ordering::Acquire) {
-                0 => None,
-                1 => Some(Stop::Leave),
-                _ => Some(Stop::Quick),
-            };
-            io.run(&order, &mut |_, _| ()).unwrap();
-            tasks.clear();
-        });
-        let waker = receive.recv().unwrap();
-        Self { addr, stop, waker, thread: Some(thread) }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.addr).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream
-    }
-
-    /// Sends `request`, half-closes, and returns all that comes back.
-    fn exchange(&self, request: &[u8]) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        read_all(&mut stream)
-    }
-
-    fn order(&self, stop: u8) {
-        self.stop.store(stop, Ordering::Release);
-        self.waker.wake();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.order(2);
-        if let Some(thread) = self.thread.take() {
-            let joined = thread.join();
-            if !thread::panicking() {
-                joined.unwrap();
-            }
-        }
-    }
+fn start_with<S: Service + 'static>(
+    io: ring::Io,
+    rules: Rules,
+    make: impl FnOnce(&Worker) -> S + Send + 'static,
+) -> Server {
+    Server::with_io_thread(io, move |driver, doors, order| {
+        let port = Arc::new(Port::new(driver.waker()));
+        let tasks = Rc::new(Tasks::new(driver.waker()));
+        let worker = Worker::new(0, 1, 2, Arc::clone(&port), Rc::clone(&tasks));
+        let service = Box::new(make(&worker));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
+        let mut io = Io::new(driver, doors, Arc::new(rules), pool, Arc::new(Nobody), port);
+        io.serve_with(Inline::new(service, Rc::clone(&tasks), None, None, None));
+        io.open();
+        io.run(order, &mut |_, _| ()).unwrap();
+        tasks.clear();
+    })
 }
 
 /// Answers with the method, target and body length.
@@ -113,7 +54,7 @@ fn echo(request: &Request<'_>, response: &mut Response<'_>) {
 #[test]
 fn requests_are_answered_one_after_the_other() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         let mut stream = server.connect();
         for n in 0..20 {
             stream.write_all(get(&format!("/{n}")).as_bytes()).unwrap();
@@ -133,7 +74,7 @@ fn pipelined_requests_are_answered_in_order_at_every_split() {
     let all = [get("/1"), post(2, 5), get("/3"), chunked.to_owned(), get("/5")].concat();
     let wanted = ["GET /1 0\n", "POST /2 5\n", "GET /3 0\n", "PUT /4 3\n", "GET /5 0\n"];
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         for split in 1..all.len() {
             let mut stream = server.connect();
             stream.set_nodelay(true).unwrap();
@@ -150,7 +91,7 @@ fn pipelined_requests_are_answered_in_order_at_every_split() {
 #[test]
 fn the_answers_to_one_receive_come_in_one_piece() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         let mut stream = server.connect();
         stream.write_all(get("/warm").as_bytes()).unwrap();
         read_until(&mut stream, "GET /warm 0\n");
@@ -164,7 +105,7 @@ fn the_answers_to_one_receive_come_in_one_piece() {
 #[test]
 fn a_body_larger_than_a_buffer_is_whole_when_the_service_is_called() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         for length in [4000, 5000, 60_000] {
             let mut request =
                 format!("PUT /b HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n").into_bytes();
@@ -204,7 +145,7 @@ fn count(worker: &Worker) -> impl Service + use<> {
 #[test]
 fn a_large_body_arrives_in_pieces_and_the_connection_goes_on() {
     on_both(|io| {
-        let server = Server::start(io, count);
+        let server = start(io, count);
         let mut stream = server.connect();
         stream.write_all(b"PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n").unwrap();
         stream.write_all(&vec![b'x'; 3_000_000]).unwrap();
@@ -225,11 +166,50 @@ fn a_large_body_arrives_in_pieces_and_the_connection_goes_on() {
     });
 }
 
+#[test]
+fn a_body_is_read_and_sent_back_by_a_thread_that_may_block() {
+    let make = |worker: &Worker| {
+        let worker = worker.clone();
+        move |request: &Request<'_>, response: &mut Response<'_>| {
+            if !request.is_streamed() {
+                return echo(request, response);
+            }
+            let mut responder = response.defer();
+            let mut body = responder.body().expect("it is streamed");
+            drop(worker.blocking(move || {
+                let mut all = Vec::new();
+                while let Some(piece) = body.next_blocking() {
+                    match piece {
+                        Ok(piece) => all.extend_from_slice(&piece),
+                        Err(error) => {
+                            responder.status(StatusCode::from_u16(error.status()).unwrap());
+                            return responder.answer(error.to_string());
+                        }
+                    }
+                }
+                responder.answer_owned(all);
+            }));
+        }
+    };
+    on_both(|io| {
+        let server = start(io, make);
+        let head = "PUT /back HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n";
+        let mut stream = server.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&vec![b'z'; 2_000_000]).unwrap();
+        stream.write_all(get("/next").as_bytes()).unwrap();
+        let got = read_until(&mut stream, "GET /next 0\n");
+        assert_eq!(got.matches('z').count(), 2_000_000);
+        let cut = [head.as_bytes(), &[b'z'; 200_000]].concat();
+        assert!(server.exchange(&cut).starts_with("HTTP/1.1 400 "));
+    });
+}
+
 /// The answer is given without reading: the client must get it, and the next request must not be read out of the body.
 #[test]
 fn a_large_body_that_nobody_reads_costs_the_connection_and_not_the_answer() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         let mut stream = server.connect();
         stream.write_all(b"PUT /big HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n").unwrap();
         stream.write_all(&vec![b'x'; 2_000_000]).unwrap();
@@ -284,7 +264,7 @@ fn later(worker: &Worker) -> impl Service + use<> {
 #[test]
 fn an_answer_may_be_given_later_from_anywhere() {
     on_both(|io| {
-        let server = Server::start(io, later);
+        let server = start(io, later);
         let mut first = server.connect();
         first.write_all([get("/before"), get("/keep"), get("/behind")].concat().as_bytes()).unwrap();
         // What was answered before is sent before.
@@ -306,7 +286,7 @@ fn an_answer_may_be_given_later_from_anywhere() {
 #[test]
 fn a_panic_and_a_dropped_responder_cost_their_request_only() {
     on_both(|io| {
-        let server = Server::start(io, later);
+        let server = start(io, later);
         for path in ["/panic", "/drop", "/task-panic"] {
             let got = server.exchange([get("/1"), get(path), get("/3")].concat().as_bytes());
             assert!(got.contains("GET /1 0\n") && got.contains("HTTP/1.1 500 "), "{path}: {got}");
@@ -316,10 +296,30 @@ fn a_panic_and_a_dropped_responder_cost_their_request_only() {
     });
 }
 
+/// They were taken for mistakes of the service, and the answer was cut.
+#[test]
+fn status_and_header_behind_the_first_piece_have_no_effect() {
+    on_both(|io| {
+        let server = start(io, |_| {
+            |_: &Request<'_>, response: &mut Response<'_>| {
+                let mut responder = response.defer();
+                let _ = responder.write(b"begun ");
+                responder.status(StatusCode::NOT_FOUND).header("x-late", "yes");
+                let _ = responder.write(b"and ended");
+                responder.finish();
+            }
+        });
+        let got = server.exchange([get("/1"), get("/2")].concat().as_bytes());
+        assert_eq!(got.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{got}");
+        assert_eq!(got.matches("6\r\nbegun \r\n9\r\nand ended\r\n0\r\n\r\n").count(), 2, "{got}");
+        assert!(!got.contains("x-late"), "{got}");
+    });
+}
+
 #[test]
 fn what_does_not_belong_in_a_response_is_a_500() {
     on_both(|io| {
-        let server = Server::start(io, |_| {
+        let server = start(io, |_| {
             |request: &Request<'_>, response: &mut Response<'_>| {
                 response.header("x", "a\r\nb: c");
                 if request.path() == b"/later" {
@@ -364,7 +364,7 @@ fn answers_larger_than_the_socket_arrive_whole() {
         }
     };
     on_both(|io| {
-        let server = Server::start(io, make);
+        let server = start(io, make);
         for path in ["/body", "/owned", "/pieces"] {
             let mut stream = server.connect();
             stream.write_all([get(path), get("/next")].concat().as_bytes()).unwrap();
@@ -383,7 +383,7 @@ fn answers_larger_than_the_socket_arrive_whole() {
 #[test]
 fn a_file_is_sent_and_a_head_request_gets_its_length_only() {
     on_both(|io| {
-        let server = Server::start(io, |_| {
+        let server = start(io, |_| {
             |request: &Request<'_>, response: &mut Response<'_>| {
                 if request.path() == b"/file" {
                     let mut file = tempfile::tempfile().unwrap();
@@ -405,7 +405,7 @@ fn a_file_is_sent_and_a_head_request_gets_its_length_only() {
 #[test]
 fn connection_close_and_http_1_0_end_the_connection() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         for request in ["GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET /1 HTTP/1.0\r\n\r\n"]
         {
             let mut stream = server.connect();
@@ -419,7 +419,7 @@ fn connection_close_and_http_1_0_end_the_connection() {
 #[test]
 fn garbage_behind_an_answer_is_refused_behind_it() {
     on_both(|io| {
-        let server = Server::start(io, |_| echo);
+        let server = start(io, |_| echo);
         let got = server.exchange(format!("{}garbage\r\n\r\n", get("/1")).as_bytes());
         let (first, second) = (got.find("GET /1 0\n").unwrap(), got.find("HTTP/1.1 400 ").unwrap());
         assert!(first < second, "{got}");
@@ -432,7 +432,7 @@ fn garbage_behind_an_answer_is_refused_behind_it() {
 fn deadlines_hold_as_for_runners() {
     on_both(|io| {
         let rules = Rules { header_ms: 200, body_ms: 200, keepalive_ms: 200, ..rules() };
-        let server = Server::start_with(io, rules, |_| echo);
+        let server = start_with(io, rules, |_| echo);
         for begun in ["GET / HT", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello"] {
             let mut stream = server.connect();
             stream.write_all(begun.as_bytes()).unwrap();
@@ -448,7 +448,7 @@ fn deadlines_hold_as_for_runners() {
 #[test]
 fn a_worker_that_leaves_gives_the_answers_it_owes() {
     on_both(|io| {
-        let server = Server::start(io, later);
+        let server = start(io, later);
         let mut stream = server.connect();
         stream.write_all([get("/1"), get("/when-leaving")].concat().as_bytes()).unwrap();
         read_until(&mut stream, "GET /1 0\n");
@@ -463,7 +463,7 @@ fn a_worker_that_leaves_gives_the_answers_it_owes() {
 fn pipelined_heads_are_each_forgiven() {
     on_both(|io| {
         let policy = crate::http::Policy { strip_header_spaces: true, ..crate::http::Policy::default() };
-        let server = Server::start_with(io, Rules { policy, ..rules() }, |_| echo);
+        let server = start_with(io, Rules { policy, ..rules() }, |_| echo);
         let get = |n| format!("GET /{n} HTTP/1.1\r\nHost : a\r\n\r\n");
         let put = "PUT /2 HTTP/1.1\r\nHost : a\r\nTransfer-Encoding : chunked\r\n\r\n4\r\na : \r\n0\r\n\r\n";
         let all = [&get(1), put, &get(3), &get(4)].concat();

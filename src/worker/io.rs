@@ -6,6 +6,8 @@
 
 mod balance;
 pub(super) mod inline;
+mod late;
+mod leave;
 
 use std::collections::HashSet;
 use std::io;
@@ -17,10 +19,9 @@ use tracing::{debug, warn};
 
 use self::balance::Balance;
 use self::inline::Inline;
-use super::access::Expired;
 use super::conn::{Conn, Gathering, Phase};
-use super::overdue::{Deed, Held, Overdue, REPORT_PATIENCE_MS, Reporter, SOON_MS, request_id};
-use super::pool::{Pool, Progress, Watch, Work};
+use super::overdue::{Overdue, Reporter};
+use super::pool::{Pool, Watch, Work};
 use super::request_id::RequestIds;
 use super::status::{Answer, Status};
 use super::table::Table;
@@ -31,9 +32,8 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, CLOSE_ENTRANCE_MS, DRAIN_BYTES_MAX, DRAIN_IDLE_MS,
-    HEARTBEAT_MS, LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, OVERLOAD_WARN_MS, PIPELINE_BYTES_MAX,
-    RETIRE_IDLE_MS, ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, LINGER_BYTES_MAX,
+    LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -116,6 +116,8 @@ pub(super) struct Io {
     balance: Option<Balance>,
     /// It has slept already since the last turn.
     rested: bool,
+    /// Runners have reported meanwhile, and woken nobody.
+    pub(super) reported: bool,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -206,6 +208,7 @@ impl Io {
             waiting: 0,
             balance: None,
             rested: false,
+            reported: false,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -260,9 +263,11 @@ impl Io {
         loop {
             // A single client waits for nothing but its answer.
             let several = self.inline.is_none() && self.conns.len() > 1;
-            if (self.waiting > 0 || several) && self.pool.rest(several) {
+            if (self.waiting > 0 || several)
+                && let Some(reported) = self.pool.rest(several, &self.port)
+            {
                 self.waiting = self.pool.waiting();
-                self.rested = true;
+                (self.rested, self.reported) = (true, reported);
             }
             self.turn()?;
             CONNECTIONS.store(self.conns.len(), Ordering::Relaxed);
@@ -283,8 +288,8 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
-        let timeout = self.timeout();
-        self.rested = false;
+        let timeout = if self.reported { Duration::ZERO } else { self.timeout() };
+        (self.rested, self.reported) = (false, false);
         let mut events = std::mem::take(&mut self.events);
         match &mut self.inline {
             None => self.driver.turn(Some(timeout), &mut events)?,
@@ -355,7 +360,7 @@ impl Io {
     /// Once a turn: what is cheaper to count together, and what only is there at a moment.
     fn publish(&mut self) {
         let Some(meter) = &self.meter else { return };
-        meter.connections.set((self.conns.len() - self.observers) as u64);
+        meter.connections.set(self.clients() as u64);
         let metered = (self.port.sent_bytes(), self.driver.buffer_waits());
         if metered != self.metered {
             meter.io_sent_bytes.add(metered.0 - self.metered.0);
@@ -366,28 +371,6 @@ impl Io {
             self.look_ms = self.now_ms + HEARTBEAT_MS;
             meter.runners_blocked.set(self.pool.blocked() as u64);
         }
-    }
-
-    /// Does what the order says; returns whether the loop is to end.
-    pub(super) fn obey(&mut self, stop: Option<Stop>) -> bool {
-        match stop {
-            Some(Stop::Quick) => {
-                self.draining = None;
-                return true;
-            }
-            Some(stop) if self.leaving < Some(stop) => self.drain(stop),
-            _ => {}
-        }
-        if let Some(stop) = self.leaving
-            && self.sweep_ms <= self.now_ms
-        {
-            self.sweep(stop);
-        }
-        self.close_entrance();
-        let served =
-            self.conns.len() == self.observers && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
-        let empty = served && self.end_observation() && self.conns.len() == 0;
-        self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
     }
 
     /// Closes what is open. An answer that is cut by it is reset: its end may be the connection's end, and
@@ -407,6 +390,10 @@ impl Io {
     }
 
     fn timeout(&self) -> Duration {
+        if !self.batch.is_empty() {
+            // Taken out of a mailbox after the runners had been given theirs.
+            return Duration::ZERO;
+        }
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
             ms = if self.rested { 0 } else { BATCH_CHECK_MS };
@@ -490,15 +477,24 @@ impl Io {
         }
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
-        if self.conns.len() - self.observers >= self.rules.connections_max && !self.crowded {
+        if self.clients() >= self.rules.connections_max && !self.crowded {
             // The rest waits in the kernel's queue, where other workers' clients are not disturbed.
             self.crowded = true;
             self.room_ms = self.now_ms;
-            for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                self.driver.stop_accept(index);
-            }
+            self.stop_accepting(false);
         }
         Some(token)
+    }
+
+    /// Connections that count: those of observers do not.
+    fn clients(&self) -> usize {
+        self.conns.len() - self.observers
+    }
+
+    /// Accepts no more on our own listeners: those of observers, or those of everybody else. Returns how many.
+    fn stop_accepting(&mut self, observers: bool) -> usize {
+        let doors = self.doors.iter().enumerate().filter(|(_, door)| door.observer == observers);
+        doors.map(|(index, _)| self.driver.stop_accept(index)).count()
     }
 
     /// Ends the longest idle connections if there is no room for clients that wait. An idle client can connect
@@ -741,18 +737,7 @@ impl Io {
                             return used;
                         }
                         Err(refused) => {
-                            let head = &exchange.request.head;
-                            let is_head = head.is_head;
-                            if head.is_read && self.rules.timed {
-                                let last = head.fields.last().map_or(head.target, |field| field.value);
-                                let lines = rest.get(..last.end as usize).unwrap_or(rest);
-                                exchange.request.bytes.extend_from_slice(lines);
-                                exchange.request.received_ns = clock::monotonic_ns();
-                                self.refuse_read(token, &refused, exchange);
-                            } else {
-                                self.blank = Some(exchange);
-                                self.refuse(token, &refused, is_head);
-                            }
+                            self.refuse_head(token, &refused, exchange, rest);
                             return data.len();
                         }
                     }
@@ -1091,7 +1076,6 @@ impl Io {
     fn write(&mut self, token: Token) {
         let Some(conn) = self.conns.get(token) else { return };
         conn.writing = true;
-        self.set_writing_deadline(token);
         self.flush(token);
     }
 
@@ -1107,7 +1091,7 @@ impl Io {
                 if let Err(error) = self.driver.writable(token, conn.link.socket()) {
                     debug!(%error, "cannot wait for room to send");
                     self.close(token);
-                } else if progress {
+                } else if progress || conn.writing_deadline_ms == u64::MAX {
                     self.set_writing_deadline(token);
                 }
             }
@@ -1174,6 +1158,22 @@ impl Io {
         conn.broken = true;
         conn.input = Vec::new();
         self.look(token);
+    }
+
+    /// Refuses a request for its head, with which `input` begins; tells of it if the head was read.
+    fn refuse_head(&mut self, token: Token, refused: &Refusal, mut exchange: Box<Exchange>, input: &[u8]) {
+        let head = &exchange.request.head;
+        if head.is_read && self.rules.timed {
+            let last = head.fields.last().map_or(head.target, |field| field.value);
+            let lines = input.get(..last.end as usize).unwrap_or(input);
+            exchange.request.bytes.extend_from_slice(lines);
+            exchange.request.received_ns = clock::monotonic_ns();
+            self.refuse_read(token, refused, exchange);
+        } else {
+            let is_head = head.is_head;
+            self.blank = Some(exchange);
+            self.refuse(token, refused, is_head);
+        }
     }
 
     /// Refuses a request whose head was read, and tells of it.
@@ -1255,10 +1255,7 @@ impl Io {
 
     /// A connection is gone: accepts again, if there was no room.
     fn use_room(&mut self) {
-        if self.crowded
-            && self.conns.len() - self.observers < self.rules.connections_max
-            && self.draining.is_none()
-        {
+        if self.crowded && self.clients() < self.rules.connections_max && self.draining.is_none() {
             self.crowded = false;
             self.open();
         }
@@ -1345,284 +1342,6 @@ impl Io {
             }
             Phase::Moving(..) => self.set_deadline(token, self.rules.keepalive_ms),
             Phase::Head | Phase::Drain(..) | Phase::Linger(_) => self.close(token),
-        }
-    }
-
-    // ---- requests that take too long ----------------------------------------------------------
-
-    /// Where the master is told of requests that take too long.
-    pub(super) fn tell(&mut self, notices: Notices) {
-        self.notices = Some(notices);
-    }
-
-    /// Looks at what the runners have in hand: with each heartbeat, and when something is due.
-    pub(super) fn look_at_requests(&mut self) {
-        let now_ms = self.now_ms;
-        self.works.clear();
-        self.pool.works(&mut self.works);
-        let (conns, rules) = (&mut self.conns, &self.rules);
-        self.overdue.look(&self.works, now_ms, |work| match conns.get(work.token) {
-            Some(conn) => {
-                let mut text = format!("{} from {}", conn.line.shown(), conn.link.peer());
-                if let Some(id) = rules.keep_heads.then(|| request_id(&conn.head)).flatten() {
-                    text.push_str(&format!(", request id {id}"));
-                }
-                (conn.begun_ms, text)
-            }
-            None => (now_ms, "a request whose client has left".into()),
-        });
-        for deed in self.overdue.due(now_ms) {
-            match deed {
-                Deed::Tell(held) => {
-                    self.reporter.one(format!("Slow request: {}", held.shown(now_ms)), held.work);
-                }
-                Deed::Expire(held) => self.expire(&held),
-                Deed::Retire(held) => {
-                    warn!("{} has not come back: this worker is replaced", held.shown(now_ms));
-                    if let Some(notices) = &self.notices {
-                        notices.spent();
-                    }
-                }
-                Deed::Stuck => {
-                    let what =
-                        self.all_in_hand("timeout is over, and the only thread of this worker is stuck");
-                    self.stuck = Some((self.reporter.all(what), now_ms + REPORT_PATIENCE_MS));
-                }
-            }
-        }
-        self.say_stuck();
-        if let Some(deadline) = self.draining
-            && !self.told_last
-        {
-            let last_ms = deadline.saturating_sub(self.rules.last_words_ms());
-            if now_ms < last_ms {
-                self.overdue.look_by(last_ms);
-            } else {
-                self.told_last = true;
-                if !self.works.is_empty() {
-                    let what = self.all_in_hand("graceful_timeout is nearly over");
-                    self.reporter.all(what);
-                }
-            }
-        }
-        if let Some(notices) = &self.notices {
-            notices.publish(&mut self.overdue, now_ms);
-        }
-    }
-
-    /// The time of a request is over that a runner has: its client is answered, or its answer is cut visibly.
-    fn expire(&mut self, held: &Held) {
-        let mut what = format!("Request timed out: {}", held.shown(self.now_ms));
-        // Not the connection's next request, if the runner came back right now.
-        if self.pool.still_has(&held.work)
-            && let Some(conn) = self.conns.get(held.work.token)
-            && matches!(conn.phase, Phase::InHand(_))
-            && conn.begun_ms == held.begun_ms
-        {
-            let is_head = conn.head.trim_ascii_start().starts_with(b"HEAD ");
-            // No Retry-After: the application has the request, and to ask again would be to do it twice.
-            let page = refusal(503, "The application did not answer in time.", is_head);
-            if conn.link.expire(&page) {
-                what.push_str("; its client got 503");
-                let body =
-                    page.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
-                self.pool.expired(&Expired {
-                    peer: conn.link.peer(),
-                    head: &conn.head,
-                    status: 503,
-                    body_bytes: body as u64,
-                    duration: Duration::from_millis(self.now_ms.saturating_sub(held.begun_ms)),
-                });
-                conn.phase = Phase::InHand(None);
-                conn.broken = true;
-                conn.input = Vec::new();
-                self.look(held.work.token);
-            } else if conn.link.standing() == Standing::Busy && conn.link.socket().has_sent_all() {
-                what.push_str("; its answer had left");
-                self.linger(held.work.token);
-            } else if conn.link.standing() == Standing::Busy {
-                what.push_str("; its answer had begun, and the connection was reset");
-                conn.link.socket().abort();
-                self.close(held.work.token);
-            }
-        }
-        self.pool.excuse(&held.work);
-        self.reporter.one(what, held.work);
-    }
-
-    // ---- overload -----------------------------------------------------------------------------
-
-    /// Whether no further request may wait for a runner (`queue_max`).
-    fn is_full(&mut self) -> bool {
-        let queue_max = self.rules.queue_max;
-        // What waited at the end of the last turn may have been taken since: asked again before anybody is refused.
-        self.waiting + self.batch.len() >= queue_max && self.batch.len() >= self.pool.room(queue_max)
-    }
-
-    /// Answers a request that never reaches the application, because there are too many.
-    fn turn_away(&mut self, mut exchange: Box<Exchange>, why: &str) {
-        let (count, told) = &mut self.turned_away;
-        *count += 1;
-        if told.is_none_or(|at_ms| self.now_ms - at_ms >= OVERLOAD_WARN_MS) {
-            warn!("the queue for threads {why}: 503 for {count} request(s) since the last such line");
-            self.turned_away = (0, Some(self.now_ms));
-        }
-        exchange.reply.fail_for(
-            503,
-            "The server has more requests than it can answer.",
-            Some(self.rules.retry_after_s),
-        );
-        if let Some(meter) = &self.meter {
-            meter.refused[status_index(503)].add(1);
-        }
-        // If a runner has to tell of it, it waits with the others.
-        exchange.request.queued_ms = self.now_ms;
-        self.batch.extend(self.pool.refused(exchange));
-    }
-
-    /// Turns away what has waited for too long. In front of the queue is the oldest, so this looks at one request.
-    fn turn_away_late(&mut self) {
-        let mut late = std::mem::take(&mut self.late);
-        self.pool.take_waiting_since(self.now_ms.saturating_sub(self.rules.queue_ms), &mut late);
-        self.waiting = self.waiting.saturating_sub(late.len());
-        for exchange in late.drain(..).filter(|exchange| !exchange.reply.is_finished()) {
-            self.turn_away(exchange, "is too slow (queue_timeout, request_timeout)");
-        }
-        self.late = late;
-    }
-
-    /// Drops requests that wait for a runner while their clients have gone.
-    fn forget_lost(&mut self) {
-        let before = self.batch.len();
-        self.batch.retain(|exchange| {
-            exchange.reply.is_finished() || !self.lost.contains(&exchange.request.link().token())
-        });
-        let mut dropped = before - self.batch.len();
-        if self.waiting > 0 {
-            let waited = self.pool.withdraw(&self.lost);
-            self.waiting = self.waiting.saturating_sub(waited);
-            dropped += waited;
-        }
-        if dropped > 0 {
-            debug!("requests dropped, because their clients have gone: {dropped}");
-        }
-        self.lost.clear();
-    }
-
-    /// Tells the master that the only runner is stuck, once the log has it.
-    fn say_stuck(&mut self) {
-        let Some((done, until_ms)) = &self.stuck else { return };
-        if self.overdue.held().is_empty() {
-            // It came back at the last moment.
-            self.stuck = None;
-        } else if done.load(Ordering::Acquire) || self.now_ms >= *until_ms {
-            if let Some(notices) = &self.notices {
-                notices.stuck();
-            }
-            self.stuck = None;
-        } else {
-            self.overdue.look_by(self.now_ms + SOON_MS);
-        }
-    }
-
-    fn all_in_hand(&self, why: &str) -> String {
-        let mut what = format!("{why}; requests in hand: {}", self.overdue.held().len());
-        for held in self.overdue.held() {
-            what.push_str("\n  ");
-            what.push_str(&held.shown(self.now_ms));
-        }
-        what
-    }
-
-    // ---- leaving -----------------------------------------------------------------------------
-
-    /// Begins to leave, or hurries: what was accepted is answered, and each connection ends after its answer.
-    fn drain(&mut self, stop: Stop) {
-        let first = self.leaving.is_none();
-        debug!("told to leave ({stop:?}): connections {}", self.conns.len());
-        self.leaving = Some(stop);
-        if first {
-            self.port.drain();
-            self.observer_port.drain();
-            self.draining = Some(self.now_ms + self.rules.graceful_ms);
-            self.accept_again_ms = None;
-            self.stop_helping();
-        }
-        let entrance_ms = if stop == Stop::Retire { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
-        if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
-            self.entrance = Entrance::Closing { until_ms: self.now_ms + entrance_ms };
-        } else if stop == Stop::Close {
-            self.doors.iter().for_each(Door::close);
-        }
-        self.sweep_ms = self.now_ms;
-    }
-
-    /// How long an idle connection is kept by a worker that leaves.
-    fn last_idle_ms(&self, stop: Stop) -> u64 {
-        match stop {
-            // Nobody waits for us, and a client that was promised time for its next request gets it. Not to
-            // the last moment: the master's patience ends then.
-            Stop::Retire => RETIRE_IDLE_MS.min(self.rules.graceful_ms / 2),
-            _ => DRAIN_IDLE_MS,
-        }
-    }
-
-    /// Shortens the time that idle connections have. Again and again while the worker leaves: some are accepted,
-    /// and some answers were begun, before the order came.
-    fn sweep(&mut self, stop: Stop) {
-        self.sweep_ms = self.now_ms + DRAIN_IDLE_MS;
-        let idle_ms = self.last_idle_ms(stop);
-        for token in self.conns.tokens() {
-            let Some(conn) = self.conns.get(token) else { continue };
-            // Of answers in hand, the end shall not pass unnoticed.
-            if matches!(conn.phase, Phase::InHand(None)) && conn.link.want_attention() == Standing::Idle {
-                self.look(token);
-            }
-            let idle = |conn: &&mut Conn| matches!(conn.phase, Phase::Head) && !conn.in_head;
-            if let Some(conn) = self.conns.get(token).filter(idle) {
-                let left = conn.deadline_ms.saturating_sub(self.now_ms);
-                // Who watches is not promised anything: another worker answers as well.
-                let idle_ms = if conn.observer { DRAIN_IDLE_MS } else { idle_ms };
-                // A request may be on its way: it is answered, with the close announced.
-                self.set_deadline(token, idle_ms.min(left));
-            }
-        }
-    }
-
-    /// Whoever watches the server may do so until its clients are served, and then no longer. Returns whether nobody
-    /// new can come any more.
-    fn end_observation(&mut self) -> bool {
-        let Some(turns) = self.unobserved_turns else {
-            let doors = (0..self.doors.len()).filter(|index| self.doors[*index].observer);
-            let doors = doors.map(|index| self.driver.stop_accept(index)).count();
-            self.unobserved_turns = Some(if doors == 0 { CLOSED_TURNS } else { 0 });
-            return doors == 0;
-        };
-        self.unobserved_turns = Some((turns + 1).min(CLOSED_TURNS));
-        turns == CLOSED_TURNS
-    }
-
-    /// Goes on taking connections until nobody waits in the queues, then stops. What waits there was
-    /// promised service by the kernel.
-    fn close_entrance(&mut self) {
-        match self.entrance {
-            Entrance::Open => {}
-            Entrance::Closing { until_ms } => {
-                let patient = self.now_ms < until_ms && !self.crowded;
-                if patient && self.doors.iter().any(|door| !door.observer && door.has_waiting()) {
-                    return;
-                }
-                for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                    self.driver.stop_accept(index);
-                }
-                if self.leaving == Some(Stop::Close) {
-                    self.doors.iter().for_each(Door::close);
-                }
-                self.entrance = Entrance::Closed { turns: 0 };
-            }
-            Entrance::Closed { turns } => {
-                self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
-            }
         }
     }
 }

@@ -24,6 +24,7 @@ mod tests;
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -52,10 +53,12 @@ use crate::limits::{DESCRIPTORS_RESERVED, HEARTBEAT_MS, QUICK_STOP_MS, STACK_PAT
 use crate::master::{LocalAddr, SiblingListener, WorkerContext, WorkerListener};
 use crate::observe;
 use crate::ring::{self, Accepting, Choice};
+use crate::sys::atfork::Noted;
 use crate::sys::errno::describe;
 use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
-use crate::sys::{atfork, clock, process, rlimit, signal};
+use crate::sys::usage::Usage;
+use crate::sys::{clock, process, rlimit, signal};
 
 /// One listening socket of this worker.
 struct Door {
@@ -72,7 +75,6 @@ impl Door {
             LocalAddr::Tcp(addr) => Listener::inet(addr),
             LocalAddr::Unix(path) => Listener::unix(path),
         };
-        atfork::note(from.fd.as_raw_fd());
         Self { fd: from.fd, listener: Arc::new(listener), accepting: from.accepting, observer: false }
     }
 
@@ -411,8 +413,7 @@ pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
     let pool = Arc::new(Pool::new(1, Recorder::new(access.clone(), false)));
     let served = serve(context, &pool, Arc::new(Nobody), access.clone(), Some(make));
     if let Err(error) = &served {
-        let text = error.to_string();
-        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("{}", error.in_log());
     }
     if let Some(access) = access {
         access.flush();
@@ -438,11 +439,10 @@ fn io_thread(
 ) -> i32 {
     let shared = Arc::clone(&context.shared);
     let record = context.record;
-    let served = serve(context, pool, app, access.clone(), None);
+    let served = or_failed(|| serve(context, pool, app, access.clone(), None));
     let code = served.as_ref().err().map_or(Exit::Done, StartError::exit).code();
     if let Err(error) = &served {
-        let text = error.to_string();
-        error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+        error!("{}", error.in_log());
     }
     // Runners finish what they have in hand, the main thread too, and `run` returns there.
     pool.close();
@@ -463,6 +463,14 @@ fn io_thread(
         process::exit_now(code);
     }
     code
+}
+
+/// A panic is a bug of ours, and ends the worker as an error does. With the I/O thread alone gone, it would look ready and
+/// serve nobody, until the master's patience is over.
+fn or_failed(serve: impl FnOnce() -> Result<Duration, StartError>) -> Result<Duration, StartError> {
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
+        Err(StartError::new(Exit::Start, "the I/O thread panicked; this is a bug of the server"))
+    })
 }
 
 /// Opens the ring, accepts, and works until told to leave. Returns how long the runners have to finish.
@@ -490,11 +498,13 @@ fn serve(
             }
             _ => failed(error),
         })?;
-    choice.fds.iter().copied().for_each(atfork::note);
+    let mut noted = Noted::default();
+    noted.extend(choice.fds.iter().copied());
     announce(&context, &choice);
     let waker = driver.waker();
     let mut doors: Vec<Door> = std::mem::take(&mut context.listeners).into_iter().map(Door::new).collect();
     doors.extend(std::mem::take(&mut context.metrics_listeners).into_iter().map(Door::for_observers));
+    noted.extend(doors.iter().map(Door::fd));
     let meter = meter(&context);
     let rules = Arc::new(Rules::new(
         &context.settings,
@@ -537,7 +547,8 @@ fn serve(
         listeners_age,
         ..
     } = context;
-    mailboxes.fds().for_each(atfork::note);
+    noted.extend(mailboxes.fds());
+    noted.extend(siblings.iter().map(|sibling| sibling.listener.fd.as_raw_fd()));
     // They need not accept for this slot any longer.
     for other in shared.used().map(|(other, _)| other).filter(|other| other.state() == WorkerState::Ready) {
         mailboxes.poke(other.slot() as usize);
@@ -563,6 +574,8 @@ fn serve(
             signal::notify(master_event);
         }
     });
+    // From here on they are closed, and what the application opens at its end gets their numbers.
+    drop(noted);
     // Responders that are still owed an answer are dropped while their connections can hear of it.
     tasks.clear();
     let left = left.map_err(failed)?;
@@ -614,7 +627,7 @@ impl Life {
         let why = if now_ms >= self.end_ms {
             "max_worker_age"
         } else if self.memory_bytes_max != u64::MAX
-            && process::resident_bytes().is_some_and(|bytes| bytes >= self.memory_bytes_max)
+            && Usage::of(process::id()).is_some_and(|usage| usage.resident_bytes >= self.memory_bytes_max)
         {
             "max_worker_memory"
         } else {
@@ -626,8 +639,9 @@ impl Life {
 
 /// A random number from 0 to `most`.
 fn random_up_to(most: u64) -> u64 {
-    // The standard library seeds its hashes from the kernel's random numbers: good enough, and there.
-    let random = RandomState::new().hash_one(0);
+    // The standard library seeds its hashes from the kernel's random numbers: good enough, and there. But once for a
+    // thread, and forked workers have the master's: what makes them differ is their number.
+    let random = RandomState::new().hash_one(std::process::id());
     most.checked_add(1).map_or(random, |count| random % count)
 }
 

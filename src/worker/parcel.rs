@@ -102,8 +102,7 @@ mod tests {
                 let read = Parcel::read(&letter).unwrap();
                 assert_eq!((read.proxied, read.fresh, read.bytes), (proxied, fresh, bytes));
                 assert_eq!(read.queued_ms, 1 << 40);
-                assert_eq!((&read.listener.name, &read.listener.port), (&listener.name, &listener.port));
-                assert_eq!(read.listener.unix, listener.unix);
+                assert_eq!(read.listener, listener);
             }
         }
         assert!(Parcel::read(&[0]).is_none() && Parcel::read(&[]).is_none());

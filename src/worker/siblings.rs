@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::limits::{HAND_OVER_BATCH, PARCEL_BYTES_MAX, SILENT_MS};
+use crate::limits::{HAND_OVER_BATCH, LETTER_BYTES_MAX, SILENT_MS};
 use crate::ring::Socket;
 use crate::sys::mailbox::Mailboxes;
 use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
@@ -105,6 +105,10 @@ impl Siblings for Kin {
     }
 
     fn send(&mut self, slot: usize, letter: &[u8], socket: &Socket) -> io::Result<()> {
+        if letter.len() > LETTER_BYTES_MAX {
+            // The client has sent on while its connection was being let go of.
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
         self.mailboxes.send(slot, letter, socket.fd())
     }
 
@@ -113,8 +117,7 @@ impl Siblings for Kin {
     }
 
     fn receive(&mut self, slot: Option<usize>, into: &mut Vec<u8>) -> Option<Option<Socket>> {
-        // Room for the address, too.
-        into.resize(PARCEL_BYTES_MAX + 1024, 0);
+        into.resize(LETTER_BYTES_MAX, 0);
         let (length, socket) = self.mailboxes.receive(slot.unwrap_or(self.slot), into)?;
         into.truncate(length);
         Some(socket.map(Socket::from))
@@ -171,7 +174,27 @@ fn survey<'a>(
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    /// It arrived cut: what the client had sent on after its request was taken out of the socket, and lost.
+    #[test]
+    fn a_letter_that_is_larger_than_can_be_taken_is_not_sent() {
+        let mut mailboxes = Mailboxes::default();
+        mailboxes.grow(0).unwrap();
+        let shared = Arc::new(SharedPage::new().unwrap());
+        let mut kin = Kin { shared, mailboxes, record: 0, slot: 0, listeners_age: 0 };
+        let (_client, server) = UnixStream::pair().unwrap();
+        let socket = Socket::from(OwnedFd::from(server));
+        kin.send(0, &vec![7; LETTER_BYTES_MAX], &socket).unwrap();
+        let mut letter = Vec::new();
+        assert!(kin.receive(None, &mut letter).unwrap().is_some());
+        assert_eq!(letter, vec![7; LETTER_BYTES_MAX]);
+        assert!(kin.send(0, &vec![7; LETTER_BYTES_MAX + 1], &socket).is_err());
+        assert!(kin.receive(None, &mut letter).is_none());
+    }
 
     #[test]
     fn who_helps_and_who_needs_help_is_told_from_the_records() {

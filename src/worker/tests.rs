@@ -16,8 +16,10 @@ use super::pool::Pool;
 use super::{Door, Rules, Stop};
 use crate::app::{Application, Body, Exchange, Listener, Port, Progress, Runner};
 use crate::config::Trusted;
+use crate::error::Exit;
 use crate::http::{Policy, ProxyMode};
-use crate::ring::{self, Accepting, Waker};
+use crate::ring::{self, Accepting, Driver, Waker};
+use crate::sys::process::{Fork, exit_now, fork};
 
 type Handler = dyn Fn(&mut Exchange) + Send + Sync;
 
@@ -42,7 +44,7 @@ impl Runner for NativeRunner<'_> {
 }
 
 /// A worker in this process.
-struct Server {
+pub(super) struct Server {
     addr: SocketAddr,
     stop: Arc<AtomicU8>,
     waker: Waker,
@@ -81,62 +83,62 @@ impl Server {
         rules: Rules,
         handler: impl Fn(&mut Exchange) + Send + Sync + 'static,
     ) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = socket.local_addr().unwrap();
         let app: Arc<dyn Application> = Arc::new(Native(Box::new(handler)));
         let pool = Arc::new(Pool::new(threads, Recorder::default()));
-        let stop = Arc::new(AtomicU8::new(0));
-        let (send, receive) = mpsc::channel();
-        let io_thread = {
-            let (pool, app, stop) = (Arc::clone(&pool), Arc::clone(&app), Arc::clone(&stop));
-            thread::spawn(move || {
-                let (driver, _) = ring::open(io).unwrap();
-                let waker = driver.waker();
-                send.send(waker.clone()).unwrap();
-                let door = Door {
-                    fd: socket.into(),
-                    listener: Arc::new(Listener::inet(addr)),
-                    accepting: Accepting::Alone,
-                    observer: false,
-                };
-                let mut io = Io::new(
-                    driver,
-                    vec![door],
-                    Arc::new(rules),
-                    Arc::clone(&pool),
-                    app,
-                    Arc::new(Port::new(waker)),
-                );
-                io.open();
-                let order = || match stop.load(Ordering::Acquire) {
-                    0 => None,
-                    1 => Some(Stop::Leave),
-                    _ => Some(Stop::Quick),
-                };
-                io.run(&order, &mut |_, _| ()).unwrap();
-                pool.close();
-            })
-        };
-        let main = thread::spawn(move || app.with_runner(&mut |runner| pool.run_main(runner)));
-        let waker = receive.recv().unwrap();
-        Self { addr, stop, waker, threads: vec![io_thread, main] }
+        let (runners, application) = (Arc::clone(&pool), Arc::clone(&app));
+        let mut server = Self::with_io_thread(io, move |driver, doors, order| {
+            let port = Arc::new(Port::new(driver.waker()));
+            let mut io = Io::new(driver, doors, Arc::new(rules), Arc::clone(&pool), app, port);
+            io.open();
+            io.run(order, &mut |_, _| ()).unwrap();
+            pool.close();
+        });
+        server.threads.push(thread::spawn(move || {
+            application.with_runner(&mut |runner| runners.run_main(runner));
+        }));
+        server
     }
 
-    fn connect(&self) -> TcpStream {
+    /// A worker whose I/O thread does `serve`, which is given what tells it to leave.
+    pub(super) fn with_io_thread(
+        io: ring::Io,
+        serve: impl FnOnce(Box<dyn Driver>, Vec<Door>, &dyn Fn() -> Option<Stop>) + Send + 'static,
+    ) -> Self {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let stop = Arc::new(AtomicU8::new(0));
+        let told = Arc::clone(&stop);
+        let (send, receive) = mpsc::channel();
+        let io_thread = thread::spawn(move || {
+            let (driver, _) = ring::open(io).unwrap();
+            send.send(driver.waker()).unwrap();
+            let listener = Arc::new(Listener::inet(addr));
+            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone, observer: false };
+            serve(driver, vec![door], &|| match told.load(Ordering::Acquire) {
+                0 => None,
+                1 => Some(Stop::Leave),
+                _ => Some(Stop::Quick),
+            });
+        });
+        let waker = receive.recv().unwrap();
+        Self { addr, stop, waker, threads: vec![io_thread] }
+    }
+
+    pub(super) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.addr).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream
     }
 
     /// Sends `request`, half-closes, and returns all that comes back.
-    fn exchange(&self, request: &[u8]) -> String {
+    pub(super) fn exchange(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
         stream.write_all(request).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         read_all(&mut stream)
     }
 
-    fn order(&self, stop: u8) {
+    pub(super) fn order(&self, stop: u8) {
         self.stop.store(stop, Ordering::Release);
         self.waker.wake();
     }
@@ -311,6 +313,36 @@ fn connection_close_ends_in_order_and_ignores_what_follows() {
         stream.write_all(request.as_bytes()).unwrap();
         let got = read_all(&mut stream);
         assert!(got.contains("Connection: close\r\n") && got.ends_with("GET /1 0\n"), "{got}");
+    });
+}
+
+/// Answers that were left to the I/O thread waited for its next heartbeat, half a second later: it rested, and then slept.
+#[test]
+fn answers_that_were_gathered_do_not_wait_for_something_else_to_happen() {
+    const CLIENTS: usize = 20;
+    const ROUNDS: usize = 200;
+    on_both(|io| {
+        let server = Server::start(io, 1, rules(), |exchange| {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_micros(100) {
+                std::hint::spin_loop();
+            }
+            echo(exchange);
+        });
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut stream = server.connect();
+                    for round in 0..ROUNDS {
+                        stream.write_all(get(&format!("/{round}")).as_bytes()).unwrap();
+                        read_until(&mut stream, &format!("GET /{round} 0\n"));
+                    }
+                });
+            }
+        });
+        // Work for half a second; with the stalls it took half a minute.
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     });
 }
 
@@ -522,13 +554,39 @@ fn blocked_runners_get_company_up_to_the_bound() {
     });
 }
 
+/// The runners waited for an I/O thread that was gone, and the master for a worker that looked ready.
+#[test]
+fn a_panic_of_the_io_thread_ends_its_worker() {
+    let error = super::or_failed(|| panic!("on purpose")).unwrap_err();
+    assert_eq!(error.exit(), Exit::Start);
+}
+
+/// In a program that had used a hash table before it forked, all workers had the same jitter, and were replaced
+/// together.
+#[test]
+fn forked_workers_roll_different_numbers() {
+    let _ = std::hash::RandomState::new();
+    let numbers = [(); 2].map(|()| {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        if let Fork::Child = fork().unwrap() {
+            let written = writer.write_all(&super::random_up_to(u64::MAX).to_ne_bytes());
+            exit_now(i32::from(written.is_err()));
+        }
+        let mut number = [0; 8];
+        reader.read_exact(&mut number).unwrap();
+        number
+    });
+    assert_ne!(numbers[0], numbers[1]);
+}
+
 #[test]
 fn one_thread_never_runs_two_requests_at_once() {
     on_both(|io| {
         let running = Arc::new(AtomicU64::new(0));
         let server = Server::start(io, 1, rules(), move |exchange| {
             assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
-            thread::sleep(Duration::from_millis(5));
+            // So that another runner, if there were one, would be here too.
+            (0..100).for_each(|_| thread::yield_now());
             running.fetch_sub(1, Ordering::SeqCst);
             answer(exchange, b"alone\n");
         });

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::server::{BACKENDS, DEMO, Server, get, put};
 
@@ -119,15 +122,23 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
     assert_eq!(server.get("/plaintext").status, 200);
     assert_eq!(server.get("/static/none").status, 404);
     assert_eq!(server.get(&format!("/{}", "x".repeat(100))).status, 414);
+    assert_eq!(server.ask("GET /odd HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").status, 400);
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(server.wait(), Some(0));
     let lines = std::fs::read_to_string(&log).unwrap();
     assert!(lines.contains("\"GET /plaintext HTTP/1.1\" 200 13 "), "{lines}");
     assert!(lines.contains("\"GET /static/none HTTP/1.1\" 404 "), "a deferred answer is logged too: {lines}");
+    assert!(lines.contains("\"GET /odd HTTP/1.1\" 400 "), "so is one that no service saw: {lines}");
     for (arguments, code, text) in [
         (&["--workers", "0"][..], 1, "invalid workers '0'"),
         (&["--no-such-option"][..], 2, "--no-such-option"),
         (&["--config", "x.py"][..], 1, "it is Python"),
+        (&["app:app"][..], 2, "argument \"app:app\" has no meaning"),
+        (
+            &["--check-config", "--reload", "--log-syslog"][..],
+            0,
+            "reload has no effect (--reload on the command line)",
+        ),
     ] {
         let output = Command::new(DEMO).args(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -135,6 +146,59 @@ fn the_command_line_is_understood_and_mistakes_are_named() {
         assert!(said.contains(text), "{said}");
     }
     assert_eq!(Command::new(DEMO).arg("--check-config").status().unwrap().code(), Some(0));
+    let help = Command::new(DEMO).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.starts_with("ringhorn-demo: a native service"), "{help}");
+    assert!(help.contains("Usage: ringhorn-demo [OPTIONS]\n") && !help.contains("WSGI"), "{help}");
+}
+
+/// The settings of Python's loggers have no effect, and so take no line away.
+#[test]
+fn a_log_of_python_that_is_asked_for_leaves_the_servers_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("access.log");
+    let arguments = ["--workers", "1", "--access-logfile", log.to_str().unwrap(), "--log-syslog"];
+    let mut server = Server::start(DEMO, &arguments);
+    assert_eq!(server.get("/plaintext").status, 200);
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.wait(), Some(0));
+    let lines = std::fs::read_to_string(&log).unwrap();
+    assert!(lines.contains("\"GET /plaintext HTTP/1.1\" 200 13 "), "{lines}");
+}
+
+/// Root makes the folder of the logs, and workers are somebody else: they open the files again when the server is told
+/// that they were moved away (logrotate without `create`).
+#[test]
+fn log_files_are_the_workers_users() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let log = directory.path().join("access.log");
+    let arguments = ["--workers", "1", "--user", "65534", "--group", "65534", "--access-logfile"];
+    let server = Server::start(DEMO, &[&arguments[..], &[log.to_str().unwrap()]].concat());
+    for round in 0..2 {
+        assert_eq!(server.get("/plaintext").status, 200);
+        let owner = std::fs::metadata(&log).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (65534, 65534));
+        std::fs::rename(&log, directory.path().join(format!("old.{round}"))).unwrap();
+        server.signal(rustix::process::Signal::USR1);
+        wait_until(|| log.exists());
+    }
+    // Requests before the worker has heard of it are still in the old file.
+    wait_until(|| {
+        server.get("/plaintext");
+        std::fs::read_to_string(&log).unwrap().contains("\"GET /plaintext HTTP/1.1\" 200 13 ")
+    });
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < end, "it did not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Requests are counted as those of Python are, also when they are answered later.

@@ -302,12 +302,14 @@ class Server:
         ready: str | None = "/",
         listening_in: Path | None = None,
         cpus: set[int] | None = None,
+        binds: int = 0,
     ):
-        # `listening_in` is the server's own log when its arguments send it to a file.
+        # `listening_in` is the server's own log when its arguments send it to a file; `binds` is how many addresses
+        # its config file names.
         self.log_path = listening_in or log
         # What it must end with; a test that kills the master says so here.
         self.exit_code = 0
-        self.binds = sum(arg.startswith(("-b", "--bind")) for arg in args)
+        self.binds = binds or sum(arg.startswith(("-b", "--bind")) for arg in args)
         if self.binds == 0:
             self.binds = 1
             args = ["--bind", "127.0.0.1:0", *args]

@@ -4,6 +4,7 @@ Only the word changes. Compared are what the application sees, the access lines,
 people look for, exit codes, and the files that are left behind. Where the two differ, docs/compatibility.md says so.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gunicorn.config
 import pytest
 
 import harness
@@ -665,6 +667,28 @@ def test_24_the_version_is_where_scripts_look_for_it(io):
     for (code, text), name in zip(told, SERVERS, strict=True):
         assert code == 0
         assert re.fullmatch(rf"{name} \(version \d+\.\d+\.\d+\S*\)\n", text)
+
+
+def test_all_defaults_are_gunicorns_but_for_those_that_are_documented(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    code, text = harness.run_to_end(
+        [sys.executable, "-m", "ringhorn"], "--print-config", "app:app", cwd=tmp_path
+    )
+    assert code == 0, text
+    found = re.findall(r"^(\w+) += (.*?) +# default", text, re.MULTILINE)
+    ours = {name: ast.literal_eval(value) for name, value in found}
+    theirs = {name: setting.get() for name, setting in gunicorn.config.Config().settings.items()}
+    # Where nobody chose, gunicorn fills in what is so anyway, or what nobody reads.
+    filled_in = {"chdir", "config", "group", "logger_class", "ssl_version", "user"}
+    other = {
+        name
+        for name, value in ours.items()
+        if name in theirs and not callable(theirs[name]) and value != theirs[name]
+    } - filled_in
+    page = (harness.ROOT / "docs" / "compatibility.md").read_text()
+    documented = page.partition("Seven have another default:")[2].partition("(")[0]
+    assert len(other) == 7
+    assert other == set(re.findall(r"`(\w+)`", documented))
 
 
 # --- config files

@@ -4,14 +4,13 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from harness import APPS, PATIENCE, Client, clean_environment, wait_until
+from harness import APPS, Client, run_to_end, wait_until
 from harness import request as message
 
 needs_ringhorn = pytest.mark.ringhorn_only
@@ -23,19 +22,8 @@ def run(request):
     other = request.config.getoption("server")
     command = shlex.split(other) if other else [sys.executable, "-m", "ringhorn"]
 
-    def run(*args, cwd=APPS, env=None, command=command) -> tuple[int, str]:
-        done = subprocess.run(
-            [*command, *map(str, args)],
-            cwd=cwd,
-            env=clean_environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=2 * PATIENCE,
-        )
-        assert "panicked" not in done.stdout, done.stdout
-        return done.returncode, done.stdout
+    def run(*args, command=command, **options) -> tuple[int, str]:
+        return run_to_end(command, *args, **options)
 
     return run
 

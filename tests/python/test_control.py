@@ -134,6 +134,27 @@ def test_what_killed_servers_have_left_is_removed_by_the_next(site, serve, runti
     assert ctl(runtime, "ping") == f"{next_one.process.pid}\n"
 
 
+def test_a_reload_that_is_dropped_gives_its_names_up(serve, tmp_path, runtime):
+    """Pidfile and socket stayed where the settings wanted them that were dropped."""
+    config = tmp_path / "names.py"
+
+    def call_it(name: str) -> None:
+        config.write_text(f"pidfile = '{name}.pid'\ncontrol_socket = '{name}.ctl'\n")
+
+    call_it("old")
+    versioned(tmp_path)
+    options = ("--workers", "1", "--config", str(config))
+    server = serve("versioned", *options, cwd=tmp_path, env=runtime | {"PYTHONPATH": str(APPS)})
+    call_it("new")
+    versioned(tmp_path, before="raise RuntimeError('broken release')")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: "the reload is dropped" in server.log(), "the reload is dropped")
+    wait_until((tmp_path / "old.ctl").exists, "the socket is back")
+    assert ctl(runtime, "-s", tmp_path / "old.ctl", "ping") == f"{server.process.pid}\n"
+    assert (tmp_path / "old.pid").read_text() == f"{server.process.pid}\n"
+    assert not list(tmp_path.glob("new.*"))
+
+
 def test_errors_say_what_to_do(tmp_path, runtime):
     assert "ENOENT" in ctl(runtime, "-s", tmp_path / "none", "ping", code=1)
     assert "no process" in ctl(runtime, "--pid", 2**22 + 1, "ping", code=1)
@@ -249,8 +270,9 @@ def test_plain_words_and_json_lines_on_the_socket(site, runtime):
 def test_gunicorns_own_client_works(site, runtime):
     """Its users' scripts go on working; the names and the framing are gunicorn's."""
     client = [sys.executable, "-m", "gunicorn.ctl.cli", "-s", str(place(runtime)), "-c"]
+    wait_until(lambda: run_to_end(client, "show workers")[1].count(" yes ") == 2, "both have booted")
     code, text = run_to_end(client, "show workers")
-    assert code == 0 and "Total: 2 workers" in text and text.count(" yes ") == 2, text
+    assert code == 0 and "Total: 2 workers" in text, text
     for words in ("show all", "show stats", "show listeners", "show config", "show dirty", "help"):
         assert run_to_end(client, words)[0] == 0, words
     code, text = run_to_end(client, "worker add 1", "--json")

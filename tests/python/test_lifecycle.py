@@ -86,6 +86,33 @@ def test_a_version_that_cannot_boot_changes_nothing(site, tmp_path):
         load.until_only(hang_up(site))
 
 
+def test_a_dropped_reload_leaves_the_next_worker_its_directory_and_environment(serve, tmp_path):
+    """It was forked into the directory of the release that cannot boot, and could not boot either."""
+    config = tmp_path / "release.py"
+
+    def release(name: str, before: str = "") -> None:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "page.py").write_text(
+            f"{before}\nimport os\ndef application(environ, start_response):\n"
+            "    start_response('200 OK', [])\n"
+            f"    return [' '.join(['{name}', os.getcwd(), str(os.environ.get('OLD')), str(os.environ.get('NEW'))]).encode()]\n"
+        )
+        config.write_text(f"chdir = {str(directory)!r}\nraw_env = ['{name.upper()}={name}']\n")
+
+    release("old")
+    site = serve("page", "--workers", "1", "--config", str(config), cwd=tmp_path)
+    told = f"old {tmp_path / 'old'} old None".encode()
+    assert site.get("/").body == told
+    release("new", before="raise RuntimeError('broken release')")
+    site.signal(signal.SIGHUP)
+    wait_until(lambda: "the reload is dropped" in site.log(), "the reload is dropped")
+    (worker,) = site.workers(1)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: worker not in site.children(), "the end of the worker")
+    assert site.get("/").body == told
+
+
 def test_a_version_that_boots_slowly_delays_nobody(site, tmp_path):
     """The new worker imports for as long as the test likes; the old ones serve meanwhile."""
     go = tmp_path / "go"
@@ -405,6 +432,21 @@ def test_an_upgrade_can_be_taken_back(serve, tmp_path):
                 load.go_on()
             load.until_only(old_workers)
     assert pidfile.read_text() == f"{site.process.pid}\n"
+
+
+def test_binds_that_change_during_an_upgrade_are_opened_by_the_next_reload(serve, tmp_path):
+    """They were taken for open, and no reload opened them."""
+    pidfile, late, config = tmp_path / "pid", tmp_path / "late.sock", tmp_path / "binds.py"
+    config.write_text("bind = ['127.0.0.1:0']\n")
+    options = ("--workers", "2", "--pid", str(pidfile), "--config", str(config))
+    site = serve("pep3333:app", *options, binds=1)
+    with upgraded(site, pidfile):
+        config.write_text(f"bind = ['127.0.0.1:0', 'unix:{late}']\n")
+        site.signal(signal.SIGHUP)
+        wait_until(lambda: "bind stays as it is" in site.log(), "the reload")
+    wait_until(lambda: "; this one goes on" in site.log(), "the end of the upgrade")
+    site.signal(signal.SIGHUP)
+    wait_until(late.exists, "the address is opened")
 
 
 def test_a_new_program_that_does_not_start_leaves_the_old_one_alone(serve, tmp_path):

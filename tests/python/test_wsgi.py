@@ -196,6 +196,30 @@ def test_wsgi_errors_reaches_the_log(site, key):
     assert f"errors.write {key}" in site.log()
 
 
+@pytest.mark.parametrize("python", [False, True])
+def test_wsgi_errors_is_the_error_log_where_that_is_a_file(serve, tmp_path: Path, python):
+    """Flask's own logger writes there."""
+    log = tmp_path / "error.log"
+    args = ["--error-logfile", str(log)]
+    if python:
+        (tmp_path / "mine.py").write_text("from gunicorn.glogging import Logger\nclass Mine(Logger): pass\n")
+        args += ["--logger-class", "mine.Mine", "--pythonpath", str(tmp_path)]
+    site = serve("pep3333:app", "--workers", "1", *args, listening_in=log)
+    assert site.get("/errors/here").status == 200
+    wait_until(lambda: "\nerrors.writelines here caf\xe9\n" in log.read_text(), "wsgi.errors in the file")
+    assert "\nerrors.write here\n" in log.read_text()
+    address = site.address
+    log.rename(tmp_path / "old.log")
+    site.signal(signal.SIGUSR1)
+
+    def written() -> bool:
+        with Client(address) as client:
+            client.get("/errors/again")
+        return log.exists() and "errors.write again\n" in log.read_text()
+
+    wait_until(written, "wsgi.errors in the new file")
+
+
 # --- wsgi.input
 
 BODY = b"first line\n\nthird, a longer line than the others\r\n" + b"x" * 300 + b"\nlast, without an end"
@@ -237,6 +261,16 @@ def test_readlines_with_a_hint_loses_nothing(site):
     first, rest = site.ask(request("POST", "/input", "X-Steps: readlines 12;read", body=BODY)).json()
     assert b"".join(map(base64.b64decode, [*first, rest])) == BODY
     assert all(base64.b64decode(line).endswith(b"\n") for line in first[:-1])
+
+
+@pytest.mark.ringhorn_only
+def test_a_line_ends_at_its_newline_though_another_thread_reads_too(serve, key):
+    site = serve("pep3333:app", "--workers", "1", "--threads", "2", "--body-buffer", "2")
+    with site.client() as client:
+        client.send(request("POST", f"/shared_input?key={key}", "Content-Length: 8") + b"abcd")
+        wait_until(lambda: "read" in events(site, key), "a read by another thread")
+        client.send(b"\nef\n")
+        assert client.read_response().body == b"ab|cd\n"
 
 
 def expected_reads(steps: str, body: bytes) -> list:
@@ -433,6 +467,28 @@ def test_file_wrapper_of_a_packed_file_sends_what_it_unpacks(serve, tmp_path: Pa
     assert site.get("/buffered").body == b"unpacked" * 1000
 
 
+@pytest.mark.ringhorn_only
+@pytest.mark.parametrize("option", [[], ["--no-sendfile"]])
+def test_no_sendfile_reads_the_file(serve, tmp_path: Path, option):
+    """sendfile(2) leaves the place in the file where it was; reading moves it on."""
+    (tmp_path / "place.py").write_text(
+        "import os\n"
+        "copies = []\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    if environ['PATH_INFO'] == '/place':\n"
+        "        return [b'%d' % os.lseek(copies.pop(), 0, os.SEEK_CUR)]\n"
+        "    file = open('place.txt', 'rb')\n"
+        "    copies.append(os.dup(file.fileno()))\n"
+        "    return environ['wsgi.file_wrapper'](file)\n"
+    )
+    content = b"all of it" * 10_000
+    (tmp_path / "place.txt").write_bytes(content)
+    site = serve("place", "--workers", "1", *option, cwd=tmp_path)
+    assert site.get("/").body == content
+    assert site.get("/place").body == (b"%d" % len(content) if option else b"0")
+
+
 def test_a_forked_child_that_returns_from_its_request_answers_nobody(serve, tmp_path: Path):
     """The child of os.fork() has none of the server's threads, and none of its descriptors."""
     (tmp_path / "forking.py").write_text(
@@ -493,6 +549,19 @@ def test_hop_by_hop_fields_are_the_servers_own(site, field):
         assert name == "Transfer-Encoding" or value not in answer.all(name)
         if answer.status == 200:
             assert_usable(client)
+
+
+@pytest.mark.oracle_differs("gunicorn drops both")
+@pytest.mark.parametrize("name", ["Server", "Date"])
+def test_server_and_date_may_be_the_applications(site, name):
+    assert site.get(f"/hop_by_hop/{name}/mine").all(name) == ["mine"]
+
+
+@pytest.mark.oracle_differs("gunicorn drops it and keeps the connection")
+def test_close_of_the_application_closes(site):
+    with site.client() as client:
+        assert client.get("/hop_by_hop/Connection/close").all("Connection") == ["close"]
+        client.assert_closed()
 
 
 def test_start_response_never_called_is_a_500(site):

@@ -5,13 +5,14 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use tracing::{debug, error};
 
 use crate::limits::BLOCKING_QUEUE_MAX;
+use crate::sync::lock;
 use crate::sys::signal;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -53,10 +54,6 @@ struct Shared {
 pub(super) struct Threads {
     shared: Arc<Shared>,
     threads_max: usize,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Threads {

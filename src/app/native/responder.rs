@@ -11,7 +11,7 @@ use tracing::error;
 
 use super::Recorder;
 use crate::app::link::Held;
-use crate::app::{BodyError, BodyStream, Exchange, Gone, Progress, ReplyError, Sent};
+use crate::app::{BodyError, BodyStream, Exchange, Gone, Progress, Reply, ReplyError, Sent};
 use crate::http::ResponseError;
 
 /// Owes the answer to one request. It may be kept, sent to another thread, and finished whenever that suits;
@@ -54,24 +54,23 @@ impl Responder {
 
     /// Sets the status. Headers stay. Without effect once a piece of the body was sent.
     pub fn status(&mut self, status: StatusCode) -> &mut Self {
-        if let Some(inner) = &mut self.inner
-            && let Err(ReplyError::Invalid(error)) = inner.exchange.reply.set_code(status.as_u16())
-        {
-            inner.failed = Some(error);
-        }
+        self.change_head(|reply| reply.set_code(status.as_u16()));
         self
     }
 
     /// Adds a header: as [`super::Response::header`]. Without effect once a piece of the body was sent.
     pub fn header(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> &mut Self {
+        self.change_head(|reply| reply.header(name.as_ref(), value.as_ref()));
+        self
+    }
+
+    fn change_head(&mut self, change: impl FnOnce(&mut Reply) -> Result<(), ReplyError>) {
         if let Some(inner) = &mut self.inner
-            && let Err(ReplyError::Invalid(error)) =
-                inner.exchange.reply.header(name.as_ref(), value.as_ref())
             && !inner.exchange.reply.head_sent()
+            && let Err(ReplyError::Invalid(error)) = change(&mut inner.exchange.reply)
         {
             inner.failed = Some(error);
         }
-        self
     }
 
     /// Sends a piece of the body now, behind the head if that is still to go: in chunks, unless a

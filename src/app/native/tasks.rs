@@ -10,13 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker as TaskWaker};
 use std::time::Duration;
 
 use tracing::error;
 
 use crate::ring::Waker;
+use crate::sync::lock;
 use crate::sys::clock;
 
 type Boxed = Pin<Box<dyn Future<Output = ()>>>;
@@ -53,7 +54,7 @@ struct WokenState {
 
 impl Woken {
     fn lock(&self) -> MutexGuard<'_, WokenState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

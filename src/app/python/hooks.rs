@@ -151,17 +151,12 @@ fn proxy_information<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<
 /// The variables that access lines are made of, for a request that never reached the application.
 fn request_variables<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, PyDict>> {
     let environ = PyDict::new(py);
-    let version = if request.version() == Version::Http11 { "HTTP/1.1" } else { "HTTP/1.0" };
-    let address = match request.link().peer() {
-        Peer::Inet { host, .. } => &**host,
-        Peer::Unix => "",
-    };
     environ.set_item("REQUEST_METHOD", latin1(py, request.method()))?;
     environ.set_item("RAW_URI", latin1(py, request.target()))?;
     environ.set_item("PATH_INFO", latin1(py, request.path()))?;
     environ.set_item("QUERY_STRING", latin1(py, request.query()))?;
-    environ.set_item("SERVER_PROTOCOL", version)?;
-    environ.set_item("REMOTE_ADDR", address)?;
+    environ.set_item("SERVER_PROTOCOL", request.version().name())?;
+    environ.set_item("REMOTE_ADDR", request.link().peer().host())?;
     Ok(environ)
 }
 

@@ -19,16 +19,15 @@ use super::stacks::Stacks;
 use super::watch;
 use super::wsgi::{Wsgi, traceback};
 use crate::config::cpus::Available;
-use crate::config::{self, Loaded, Program, Settings, Sources, Value};
+use crate::config::{self, Loaded, Program, Settings, Sources};
 use crate::error::{Exit, StartError};
 use crate::master::{Host, Launch, WorkerContext};
+use crate::observe::LogTarget;
 use crate::sys::process::{self, Fork, Pid};
 use crate::worker;
 
 /// How the server calls itself.
 pub(super) const SERVER_SOFTWARE: &str = concat!("ringhorn/", env!("CARGO_PKG_VERSION"));
-/// The umask of a daemon; gunicorn's.
-const DAEMON_UMASK: u32 = 0o022;
 
 /// The interpreter that `_native.main` was called in.
 pub(super) struct PythonHost<'py> {
@@ -108,6 +107,22 @@ impl<'py> PythonHost<'py> {
         }
     }
 
+    /// Prepares for `new` what was prepared for `old`.
+    fn prepare_again(&mut self, old: &Settings, new: &Settings) -> Result<(), StartError> {
+        let launch = &self.start.launch;
+        forget_environment(self.py, old, launch)
+            .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
+        if let (Some(_), None, Some(start)) = (&old.chdir, &new.chdir, &launch.directory) {
+            // Where that is gone, the server stays where it is.
+            let _ = std::env::set_current_dir(start);
+        }
+        prepare(self.py, new, launch)?;
+        if self.hooks.is_none() {
+            self.hooks = Hooks::of(self.py, new).map_err(|error| unusable(&error))?;
+        }
+        Ok(())
+    }
+
     fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
         let settings = &context.settings;
@@ -127,20 +142,22 @@ impl<'py> PythonHost<'py> {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
             None => None,
         };
-        let errors = py
-            .import("sys")
-            .and_then(|sys| sys.getattr("stderr"))
-            .map_err(|error| StartError::new(Exit::WorkerBoot, format!("cannot use sys.stderr: {error}")))?;
-        let script_name = std::env::var_os("SCRIPT_NAME").unwrap_or_default();
-        Ok(Wsgi::new(
-            Stacks::new(py),
+        // gunicorn's rule: the error log, wherever that is.
+        let errors = match settings.errorlog {
+            LogTarget::File(_) => py.import("ringhorn._log").and_then(|log| log.call_method0("Errors")),
+            _ => py.import("sys").and_then(|sys| sys.getattr("stderr")),
+        };
+        let errors = errors.map_err(|error| unusable(&error))?;
+        Ok(Wsgi {
             application,
-            settings.threads > 1,
-            settings.workers > 1,
-            script_name.into_encoded_bytes(),
-            errors.unbind(),
+            multithread: settings.threads > 1,
+            multiprocess: settings.workers > 1,
+            script_name: std::env::var_os("SCRIPT_NAME").unwrap_or_default().into_encoded_bytes(),
+            errors: errors.unbind(),
             hooks,
-        ))
+            stacks: Stacks::new(py),
+            sendfile: settings.sendfile,
+        })
     }
 }
 
@@ -168,13 +185,23 @@ impl Host for PythonHost<'_> {
             Loaded::Run(settings) => *settings,
             Loaded::Print { .. } => return Ok(old.clone()),
         };
-        forget_environment(self.py, old, &self.start.launch)
-            .map_err(|error| StartError::new(Exit::Start, format!("cannot prepare Python: {error}")))?;
-        prepare(self.py, &new, &self.start.launch)?;
-        if self.hooks.is_none() {
-            self.hooks = Hooks::of(self.py, &new).map_err(|error| unusable(&error))?;
+        if let Err(error) = self.prepare_again(old, &new) {
+            self.resume(&new, old);
+            return Err(error);
         }
         Ok(new)
+    }
+
+    fn resume(&mut self, tried: &Settings, old: &Settings) {
+        // The next worker has the directory, the path and the environment of this process.
+        if let Err(error) = self.prepare_again(tried, old) {
+            error!("cannot go back to the old settings: {}", error.in_log());
+        }
+        if let Some(hooks) = &self.hooks
+            && let Err(error) = hooks.configure(self.py, old)
+        {
+            error!("cannot give the old settings to hooks: {error}");
+        }
     }
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
@@ -189,20 +216,15 @@ impl Host for PythonHost<'_> {
     }
 
     fn before_fork(&mut self) {
-        // What waits in Python's buffers would be written by every worker.
-        flush(self.py);
-        // SAFETY: attached (`self.py`), on the thread that forks, and followed by one of the calls below.
-        unsafe { ffi::PyOS_BeforeFork() };
+        before_fork(self.py);
     }
 
     fn after_fork_parent(&mut self) {
-        // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
-        unsafe { ffi::PyOS_AfterFork_Parent() };
+        after_fork_parent(self.py);
     }
 
     fn after_fork_child(&mut self) {
-        // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
-        unsafe { ffi::PyOS_AfterFork_Child() };
+        after_fork_child(self.py);
     }
 
     fn serve(&mut self, context: WorkerContext) -> i32 {
@@ -212,8 +234,7 @@ impl Host for PythonHost<'_> {
                 worker::run(context, Arc::new(wsgi))
             }
             Err(error) => {
-                let text = error.to_string();
-                error!("{}", text.strip_prefix("error: ").unwrap_or(&text));
+                error!("{}", error.in_log());
                 error.exit().code()
             }
         }
@@ -356,41 +377,37 @@ pub(super) fn launch(py: Python<'_>) -> PyResult<Launch> {
     Ok(launch)
 }
 
-/// Goes to the background as gunicorn does (`daemon`): a session of its own, without a terminal, and
-/// standard streams that lead nowhere unless `enable_stdio_inheritance` keeps output and error.
+/// fork(2), as `os.fork` does it.
 ///
 /// # Errors
-/// What fork(2), setsid(2) or dup2(2) refuse.
-pub(super) fn daemonize(py: Python<'_>, settings: &Settings) -> io::Result<()> {
-    let keep =
-        settings.value("enable_stdio_inheritance").is_some_and(|(value, _)| *value == Value::Bool(true));
-    flush(py);
-    leave_parent(py)?;
-    process::lead_session()?;
-    // The leader of a session can get a terminal again; its child cannot.
-    leave_parent(py)?;
-    process::set_umask(DAEMON_UMASK);
-    process::detach_streams(keep)
+/// As [`process::fork`].
+pub(super) fn fork(py: Python<'_>) -> io::Result<Fork> {
+    before_fork(py);
+    let forked = process::fork();
+    if matches!(forked, Ok(Fork::Child)) {
+        after_fork_child(py)
+    } else {
+        after_fork_parent(py)
+    }
+    forked
 }
 
-/// Goes on in a child; the parent ends.
-fn leave_parent(_py: Python<'_>) -> io::Result<()> {
-    // SAFETY: attached (`_py`), on the thread that forks, and followed by one of the calls below.
+/// A fork follows, on this thread, and then one of the two calls below.
+fn before_fork(py: Python<'_>) {
+    // What waits in Python's buffers would be written by both.
+    flush(py);
+    // SAFETY: attached (`py`), on the thread that forks, and followed by one of the calls below.
     unsafe { ffi::PyOS_BeforeFork() };
-    let forked = process::fork();
-    match forked {
-        Ok(Fork::Child) => {
-            // SAFETY: attached, after `PyOS_BeforeFork` on the thread that forked, the child's only one.
-            unsafe { ffi::PyOS_AfterFork_Child() };
-            Ok(())
-        }
-        Ok(Fork::Parent(_)) => process::exit_now(0),
-        Err(error) => {
-            // SAFETY: attached, after `PyOS_BeforeFork` on the same thread.
-            unsafe { ffi::PyOS_AfterFork_Parent() };
-            Err(error)
-        }
-    }
+}
+
+fn after_fork_parent(_py: Python<'_>) {
+    // SAFETY: attached (`_py`), after `PyOS_BeforeFork` on the same thread.
+    unsafe { ffi::PyOS_AfterFork_Parent() };
+}
+
+fn after_fork_child(_py: Python<'_>) {
+    // SAFETY: attached (`_py`), after `PyOS_BeforeFork` on the thread that forked, the child's only one.
+    unsafe { ffi::PyOS_AfterFork_Child() };
 }
 
 /// The end of a worker's interpreter: what Python does at exit, without taking it apart. Threads that are

@@ -14,6 +14,8 @@ use crate::app::{Body, BodyError, Progress};
 struct Rest {
     bytes: Vec<u8>,
     at: usize,
+    /// So many bytes from `at` on hold no newline: a long line that arrives in pieces is searched once.
+    searched: usize,
     body: Body,
     failed: Option<BodyError>,
 }
@@ -31,7 +33,7 @@ impl Input {
             Body::Whole(bytes) => (bytes, Body::Empty),
             other => (Vec::new(), other),
         };
-        Self { rest: Mutex::new(Rest { bytes, at: 0, body, failed: None }) }
+        Self { rest: Mutex::new(Rest { bytes, at: 0, searched: 0, body, failed: None }) }
     }
 
     /// Why the body could not be read, if it could not.
@@ -40,25 +42,26 @@ impl Input {
     }
 
     /// Runs `take` on what has arrived until it is content. `take` gets the bytes and whether these are the
-    /// last, and says how many it takes, or that it wants more.
+    /// last, and how many of them hold no newline; it says how many it takes, or that it wants more.
     ///
     /// The lock is never held while waiting: two threads of the application may share an input, as they may a
     /// file, and each gets whole reads in some order.
     fn consume<'py>(
         &self,
         py: Python<'py>,
-        mut take: impl FnMut(&[u8], bool) -> Option<usize>,
+        mut take: impl FnMut(&[u8], bool, &mut usize) -> Option<usize>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         loop {
             let mut rest = self.rest.lock().map_err(|_| PyOSError::new_err("the request body is lost"))?;
-            let Rest { bytes, at, body, failed } = &mut *rest;
+            let Rest { bytes, at, searched, body, failed } = &mut *rest;
             if let Some(error) = failed {
                 return Err(PyOSError::new_err(error.to_string()));
             }
             let ended = !matches!(body, Body::Stream(_));
-            if let Some(count) = take(&bytes[*at..], ended) {
+            if let Some(count) = take(&bytes[*at..], ended, searched) {
                 let piece = PyBytes::new(py, &bytes[*at..*at + count]);
                 *at += count;
+                *searched = 0;
                 if *at == bytes.len() {
                     bytes.clear();
                     *at = 0;
@@ -90,14 +93,13 @@ impl Input {
     }
 
     fn line<'py>(&self, py: Python<'py>, limit: Option<usize>) -> PyResult<Bound<'py, PyBytes>> {
-        // A long line that arrives in pieces is searched once: `searched` bytes hold no newline.
-        let mut searched = 0;
-        self.consume(py, |bytes, ended| {
+        self.consume(py, |bytes, ended, searched| {
             let bounded = &bytes[..limit.unwrap_or(bytes.len()).min(bytes.len())];
-            if let Some(at) = memchr(b'\n', &bounded[searched.min(bounded.len())..]) {
-                return Some(searched.min(bounded.len()) + at + 1);
+            let from = bounded.len().min(*searched);
+            if let Some(at) = memchr(b'\n', &bounded[from..]) {
+                return Some(from + at + 1);
             }
-            searched = bounded.len();
+            *searched = bounded.len().max(*searched);
             (ended || limit == Some(bounded.len())).then_some(bounded.len())
         })
     }
@@ -114,7 +116,7 @@ impl Input {
     #[pyo3(signature = (size = None, /))]
     fn read<'py>(&self, py: Python<'py>, size: Option<isize>) -> PyResult<Bound<'py, PyBytes>> {
         let limit = bound(size);
-        self.consume(py, |bytes, ended| match limit {
+        self.consume(py, |bytes, ended, _| match limit {
             Some(limit) if bytes.len() >= limit => Some(limit),
             _ => ended.then_some(bytes.len()),
         })

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::wsgi::traceback;
 use crate::config::Settings;
 use crate::limits::LOG_QUEUE_LINES_MAX;
 use crate::observe::{self, Level, Sink};
+use crate::sync::lock;
 use crate::sys::signal;
 
 /// The log of this process, when Python writes it.
@@ -101,7 +102,7 @@ pub(super) fn start_writer() {
             return;
         }
         loop {
-            let queue = log.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let queue = lock(&log.queue);
             drop(log.changed.wait_while(queue, |queue| queue.is_empty()));
             Python::attach(|py| log.drain(py));
         }
@@ -116,7 +117,7 @@ impl PythonLog {
     fn drain(&self, py: Python<'_>) {
         let taken = {
             // Whoever holds it holds it for a few instructions, and without waiting for the interpreter.
-            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = lock(&self.queue);
             if queue.is_empty() {
                 return;
             }
@@ -137,7 +138,7 @@ impl PythonLog {
                 &format!("{} messages were lost: the log was too slow", taken.lost),
             );
         }
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
+        lock(&self.queue).writing = false;
         self.changed.notify_all();
     }
 
@@ -194,7 +195,7 @@ impl Sink for PythonLog {
             Python::attach(|py| self.call(py, "reopen_files", ()));
             return;
         }
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).reopen = true;
+        lock(&self.queue).reopen = true;
         self.changed.notify_all();
     }
 
@@ -204,7 +205,7 @@ impl Sink for PythonLog {
             return;
         }
         let end = Instant::now() + patience;
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         while !queue.is_empty() || queue.writing {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {

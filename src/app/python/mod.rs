@@ -26,7 +26,6 @@ use self::host::{PythonHost, Source, Start};
 use crate::config::settings::{self, SETTINGS};
 use crate::config::{self, Loaded, Program, Settings};
 use crate::error::{Exit, StartError};
-use crate::observe::statsd::Statsd;
 use crate::sys::signal::Signal;
 use crate::{master, observe, worker};
 
@@ -56,7 +55,7 @@ fn serve(
     argv: Vec<OsString>,
     alone: bool,
 ) -> PyResult<i32> {
-    let mut program = Program { values: Vec::new(), app: name, alone };
+    let mut program = Program { app: name, alone, ..Program::default() };
     for (name, value) in values {
         let name: String = name.extract()?;
         let kind = settings::index_of(&name).map_or(settings::Kind::Any, |index| SETTINGS[index].kind);
@@ -90,30 +89,8 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     if settings.check_config || settings.print_config {
         return check(py, &settings, &source);
     }
-    // An upgrade's new master is in the background already.
-    if settings.daemon
-        && !start.launch.is_upgrade()
-        && let Err(error) = host::daemonize(py, &settings)
-    {
-        let what = format!("cannot go to the background: {}", crate::sys::errno::describe(&error));
-        return report(&StartError::new(Exit::Start, what).from(settings.source("daemon")));
-    }
-    if let Err(error) = observe::install(&settings.errorlog, settings.loglevel, settings.capture_output) {
-        let what = format!("cannot open the error log: {}", crate::sys::errno::describe(&error));
-        return report(&StartError::new(Exit::Start, what).from(settings.source("errorlog")));
-    }
-    if let Some(to) = &settings.statsd {
-        match Statsd::open(&to.host, &to.prefix, &to.tags) {
-            Ok(statsd) => observe::statsd::install(statsd),
-            // As in gunicorn: what collects metrics may be away, the service need not be.
-            Err(error) => {
-                let why = crate::sys::errno::describe(&error);
-                tracing::warn!("no metrics are sent to statsd_host {}: {why}", to.host);
-            }
-        }
-    }
-    for notice in &settings.notices {
-        notice.log();
+    if let Err(error) = master::begin(&settings, &start.launch, || host::fork(py)) {
+        return report(&error);
     }
     let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings));
     match hooks {
@@ -166,6 +143,12 @@ fn log_message(level: i32, message: &str) {
         20.. => tracing::info!("{message}"),
         _ => tracing::debug!("{message}"),
     }
+}
+
+/// Gives text to the error log as it is.
+#[pyfunction]
+fn write_log(text: &str) {
+    observe::write(text);
 }
 
 /// Gives this process, a worker, a signal as if it had come from outside.
@@ -255,6 +238,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
+    module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
     module.add_function(wrap_pyfunction!(flush_log, module)?)?;
     module.add_function(wrap_pyfunction!(connections, module)?)?;

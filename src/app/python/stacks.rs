@@ -10,8 +10,8 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tracing::{debug, error};
 
 use super::wsgi::traceback;
 use crate::limits::STACK_PATIENCE_MS;
+use crate::sync::lock;
 use crate::sys::signal;
 
 /// Asks for a stack, and where to.
@@ -49,7 +50,7 @@ impl Stacks {
 
     fn ask(&self, thread: Option<u64>) -> Option<String> {
         let (sender, answer) = mpsc::channel();
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = lock(&self.inside);
         if inside.is_none() {
             *inside = start();
         }
@@ -63,7 +64,7 @@ impl Stacks {
     /// As faulthandler writes it, for all threads.
     fn dump(&self) -> Option<String> {
         let (file, number) = self.fault.as_ref()?;
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(file);
         let written = signal::raise_in_this_thread(*number).and_then(|()| {
             let mut text = Vec::new();
             file.seek(SeekFrom::Start(0))?;

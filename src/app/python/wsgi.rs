@@ -7,8 +7,8 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -28,36 +28,28 @@ use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
 };
 use crate::http::{EARLY_HINTS, Version, hint, percent_decode};
+use crate::sync::lock;
 use crate::sys::{atfork, process};
 
 /// An application behind `wsgi.application(environ, start_response)`.
 pub(super) struct Wsgi {
-    application: Py<PyAny>,
+    pub(super) application: Py<PyAny>,
     /// Whether other threads of this process run requests too.
-    multithread: bool,
+    pub(super) multithread: bool,
     /// Whether other processes serve the same application.
-    multiprocess: bool,
+    pub(super) multiprocess: bool,
     /// The mount point from the environment variable `SCRIPT_NAME`.
-    script_name: Vec<u8>,
-    errors: Py<PyAny>,
+    pub(super) script_name: Vec<u8>,
+    /// `wsgi.errors`.
+    pub(super) errors: Py<PyAny>,
     /// `pre_request` and `post_request`, when one of them is set.
-    hooks: Option<RequestHooks>,
-    stacks: Stacks,
+    pub(super) hooks: Option<RequestHooks>,
+    pub(super) stacks: Stacks,
+    /// Whether files go to clients by sendfile(2).
+    pub(super) sendfile: bool,
 }
 
 impl Wsgi {
-    pub(super) fn new(
-        stacks: Stacks,
-        application: Py<PyAny>,
-        multithread: bool,
-        multiprocess: bool,
-        script_name: Vec<u8>,
-        errors: Py<PyAny>,
-        hooks: Option<RequestHooks>,
-    ) -> Self {
-        Self { application, multithread, multiprocess, script_name, errors, hooks, stacks }
-    }
-
     /// The part of the environ that is the same for every request on a listener.
     fn template<'py>(&self, py: Python<'py>, listener: &Listener) -> PyResult<Bound<'py, PyDict>> {
         let environ = PyDict::new(py);
@@ -136,7 +128,7 @@ impl AsRef<[u8]> for HeldBytes {
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         if let Some(object) = self.object.take() {
-            GRAVES.lock().unwrap_or_else(PoisonError::into_inner).push(object);
+            lock(&GRAVES).push(object);
             DUG.store(true, Ordering::Relaxed);
         }
     }
@@ -705,7 +697,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             let pieces: Vec<Bound<'_, PyAny>> = tuple.iter().collect();
             return call.with(|reply| send_all(py, reply, &pieces));
         }
-        if iterable.is_exact_instance(&self.file_wrapper)
+        if self.wsgi.sendfile
+            && iterable.is_exact_instance(&self.file_wrapper)
             && let Ok(wrapper) = iterable.cast::<FileWrapper>()
             && let Some((file, offset, count)) = regular_file(wrapper.borrow().filelike.bind(py))
             && count > 0
@@ -846,7 +839,7 @@ impl Runner for WsgiRunner<'_, '_> {
 fn bury(_py: Python<'_>) {
     if DUG.load(Ordering::Relaxed) {
         DUG.store(false, Ordering::Relaxed);
-        let graves = std::mem::take(&mut *GRAVES.lock().unwrap_or_else(PoisonError::into_inner));
+        let graves = std::mem::take(&mut *lock(&GRAVES));
         drop(graves);
     }
 }

@@ -24,6 +24,7 @@ use crate::limits::{
 };
 use crate::ring::Accepting;
 use crate::worker::parcel::{self, Parcel};
+use crate::worker::pool::Progress;
 use crate::worker::siblings::{Helper, Siblings, Survey};
 
 /// The I/O thread's dealings with its siblings.
@@ -49,6 +50,9 @@ pub(super) struct Balance {
     /// Letters may be left in the mailbox, of which no event tells.
     letters_left: bool,
     letter: Vec<u8>,
+    /// Listeners of an earlier generation, whose connections came from a sibling. Kept, as our own are: runners know
+    /// a listener by its place in memory.
+    adopted: Vec<Arc<Listener>>,
 }
 
 /// A listener of another slot.
@@ -91,6 +95,7 @@ impl Balance {
             helpers: Vec::new(),
             letters_left: true,
             letter: Vec::new(),
+            adopted: Vec::new(),
         }
     }
 
@@ -124,7 +129,13 @@ impl Balance {
 
 impl Io {
     /// Lets this worker and its siblings help each other.
-    pub(in crate::worker) fn join(&mut self, siblings: Box<dyn Siblings>, foreign: Vec<(usize, Door)>) {
+    pub(in crate::worker) fn join(&mut self, siblings: Box<dyn Siblings>, mut foreign: Vec<(usize, Door)>) {
+        for (_, door) in &mut foreign {
+            // Of one address runners need to know one listener, not one for each slot.
+            if let Some(own) = self.doors.iter().find(|own| own.listener == door.listener) {
+                door.listener = Arc::clone(&own.listener);
+            }
+        }
         if let Some(drawer) = siblings.drawer()
             && let Err(error) = self.driver.watch(drawer)
         {
@@ -136,8 +147,9 @@ impl Io {
 
     /// At the end of a turn.
     pub(super) fn even_out(&mut self) {
+        let clients = self.clients();
         let Some(balance) = &mut self.balance else { return };
-        balance.siblings.publish(self.conns.len() - self.observers, self.waiting);
+        balance.siblings.publish(clients, self.waiting);
         if self.waiting > 0 || balance.stalled {
             self.watch_runners();
         } else {
@@ -261,6 +273,9 @@ impl Io {
                 self.read_letters(Some(slot));
             }
         }
+        // No event tells again of letters that had to wait for a descriptor.
+        self.on_letters();
+        self.read_own_letters();
     }
 
     /// Accepts afresh where somebody waits although we accept there: of all who do, the kernel wakes one, and that one
@@ -332,9 +347,7 @@ impl Io {
             return;
         }
         if shut {
-            for index in (0..self.doors.len()).filter(|index| !self.doors[*index].observer) {
-                self.driver.stop_accept(index);
-            }
+            self.stop_accepting(false);
         } else {
             self.open();
         }
@@ -386,6 +399,9 @@ impl Io {
             Ok(()) => {
                 // Only our copy of the socket is closed: the connection is the sibling's.
                 self.begun = self.begun.saturating_sub(1);
+                if let Some(meter) = &self.meter {
+                    meter.handed_over.add(1);
+                }
                 drop(self.conns.remove(token));
                 self.use_room();
             }
@@ -404,7 +420,7 @@ impl Io {
 
     /// Passes a new connection on when this worker has far more than the least loaded sibling. Returns whether.
     pub(super) fn pass_on(&mut self, listener: &Listener, socket: &Socket) -> bool {
-        let count = self.conns.len() - self.observers;
+        let count = self.clients();
         let Some(balance) = &mut self.balance else { return false };
         if count <= UNEVEN_CONNECTIONS || self.leaving.is_some() {
             return false;
@@ -419,6 +435,9 @@ impl Io {
         match balance.siblings.send(helper.slot, &balance.letter, socket) {
             Ok(()) => {
                 helper.connections += 1;
+                if let Some(meter) = &self.meter {
+                    meter.handed_over.add(1);
+                }
                 true
             }
             // It is busy enough; the next look tells.
@@ -474,12 +493,13 @@ impl Io {
 
     /// Takes a connection over from a sibling, as if what it has received had been received here.
     fn admit(&mut self, socket: Socket, parcel: &Parcel<'_>) {
-        let same = |listener: &Listener| {
-            (&listener.name, &listener.port, &listener.unix)
-                == (&parcel.listener.name, &parcel.listener.port, &parcel.listener.unix)
-        };
-        let known = self.doors.iter().map(|door| &door.listener).find(|listener| same(listener));
+        let Some(balance) = &mut self.balance else { return };
+        let own = self.doors.iter().map(|door| &door.listener);
+        let known = own.chain(&balance.adopted).find(|listener| ***listener == parcel.listener);
         let listener = known.map_or_else(|| Arc::new(parcel.listener.clone()), Arc::clone);
+        if known.is_none() {
+            balance.adopted.push(Arc::clone(&listener));
+        }
         let Some(token) = self.enter(listener, socket, false) else { return };
         if parcel.fresh {
             return;
@@ -501,7 +521,8 @@ impl Io {
     }
 }
 
-/// Whether a request that waits can be handed over: nothing of its answer exists, and all of it is here.
+/// Whether a request that waits can be handed over: nothing of its answer exists, and all of it is here. One that was
+/// turned away may wait, too, for a runner to tell of it.
 fn may_move(conn: &Conn, exchange: &Exchange) -> bool {
     let body = match &exchange.request.body {
         Body::Empty => 0,
@@ -509,6 +530,7 @@ fn may_move(conn: &Conn, exchange: &Exchange) -> bool {
         Body::Stream(_) => return false,
     };
     matches!(conn.phase, Phase::InHand(None))
+        && !exchange.reply.is_finished()
         && !(conn.writing || conn.broken || conn.streamed || conn.link.has_rest())
         && exchange.request.bytes.len() + body + conn.input.len() <= PARCEL_BYTES_MAX
 }
@@ -539,4 +561,143 @@ fn write_letter(conn: &Conn, exchange: &Exchange, letter: &mut Vec<u8>) {
         letter.extend_from_slice(body);
     }
     letter.extend_from_slice(&conn.input);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::VecDeque;
+    use std::os::fd::{OwnedFd, RawFd};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::ring;
+    use crate::sys::shared::SharedPage;
+    use crate::worker::Nobody;
+    use crate::worker::access::Recorder;
+    use crate::worker::tests::{on_both, rules};
+
+    /// One sibling, in slot 1, of which nothing is heard: what lies in its mailbox is to be taken.
+    #[derive(Default)]
+    struct Deserted {
+        letters: VecDeque<(Vec<u8>, Socket)>,
+    }
+
+    impl Siblings for Deserted {
+        fn publish(&mut self, _connections: usize, _waiting: usize) {}
+
+        fn set_engaged(&mut self, _engaged: bool) {}
+
+        fn survey(&mut self, _now_ms: u64, _leaving: bool) -> Survey {
+            Survey { deserted: vec![1], ..Survey::default() }
+        }
+
+        fn send(&mut self, _slot: usize, _letter: &[u8], _socket: &Socket) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poke(&mut self, _slot: usize) {}
+
+        fn receive(&mut self, slot: Option<usize>, into: &mut Vec<u8>) -> Option<Option<Socket>> {
+            let (letter, socket) = slot.and_then(|_| self.letters.pop_front())?;
+            *into = letter;
+            Some(Some(socket))
+        }
+
+        fn drawer(&self) -> Option<RawFd> {
+            None
+        }
+    }
+
+    fn worker(backend: ring::Io, siblings: Deserted) -> Io {
+        let (driver, _) = ring::open(backend).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
+        let mut io = Io::new(driver, Vec::new(), Arc::new(rules()), pool, Arc::new(Nobody), port);
+        io.join(Box::new(siblings), Vec::new());
+        io
+    }
+
+    fn listener() -> Listener {
+        Listener::inet(([192, 0, 2, 1], 80).into())
+    }
+
+    fn socket() -> (UnixStream, Socket) {
+        let (client, server) = UnixStream::pair().unwrap();
+        (client, OwnedFd::from(server).into())
+    }
+
+    /// Its client had 503, and the sibling ran it all the same.
+    #[test]
+    fn a_request_that_was_turned_away_is_not_handed_over() {
+        on_both(|backend| {
+            let mut io = worker(backend, Deserted::default());
+            let (_client, socket) = socket();
+            let token = io.enter(Arc::new(listener()), socket, false).unwrap();
+            let conn = io.conns.get(token).unwrap();
+            conn.phase = Phase::InHand(None);
+            let mut exchange = Exchange::default();
+            exchange.begin(Arc::clone(&conn.link));
+            assert!(may_move(conn, &exchange));
+            exchange.reply.fail(503, "");
+            assert!(!may_move(conn, &exchange));
+        });
+    }
+
+    fn letter(client: &mut Vec<UnixStream>) -> (Vec<u8>, Socket) {
+        let (near, far) = socket();
+        client.push(near);
+        let mut letter = Vec::new();
+        parcel::address(&listener(), None, false, 0, &mut letter);
+        letter.extend_from_slice(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        (letter, far)
+    }
+
+    /// Each connection brought a listener of its own, which went with it. The next one had its place in memory, and so,
+    /// for the runners, its address.
+    #[test]
+    fn connections_of_a_listener_that_is_not_ours_share_one_that_stays() {
+        on_both(|backend| {
+            let mut clients = Vec::new();
+            let letters = [letter(&mut clients), letter(&mut clients)].into();
+            let mut io = worker(backend, Deserted { letters });
+            io.turn().unwrap();
+            let tokens = io.conns.tokens();
+            let mut place = |at: usize| std::ptr::from_ref(io.conns.get(tokens[at]).unwrap().link.listener());
+            assert_eq!(place(0), place(1));
+            let stays = Arc::downgrade(&io.balance.as_ref().unwrap().adopted[0]);
+            io.close_all();
+            assert!(stays.upgrade().is_some());
+        });
+    }
+
+    /// It lay there until the next heartbeat, or until something else happened.
+    #[test]
+    fn a_request_out_of_a_deserted_mailbox_goes_to_the_runners_at_once() {
+        on_both(|backend| {
+            let mut clients = Vec::new();
+            let letters = [letter(&mut clients)].into();
+            let mut io = worker(backend, Deserted { letters });
+            io.turn().unwrap();
+            assert_eq!((io.batch.len(), io.timeout()), (1, Duration::ZERO));
+            io.turn().unwrap();
+            assert_eq!((io.batch.len(), io.pool.waiting()), (0, 1));
+        });
+    }
+
+    /// The metric was there, and always 0.
+    #[test]
+    fn a_connection_that_was_handed_over_is_counted() {
+        on_both(|backend| {
+            let mut io = worker(backend, Deserted::default());
+            let shared = Arc::new(SharedPage::new().unwrap());
+            io.observe(None, shared.meter(0));
+            let (_client, socket) = socket();
+            let token = io.enter(Arc::new(listener()), socket, false).unwrap();
+            io.conns.get(token).unwrap().phase = Phase::Moving(Box::default(), 1);
+            io.on_detached(token);
+            assert_eq!((io.conns.len(), shared.metrics(0).unwrap().handed_over.get()), (0, 1));
+        });
+    }
 }

@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::error;
@@ -21,6 +21,7 @@ use crate::http::{BodyDecoder, End, Framing, Head, Refusal, error_page};
 use crate::limits::INLINE_OUT_BYTES;
 use crate::observe::statsd;
 use crate::ring::{Driver, Event, Token};
+use crate::sync::lock;
 use crate::sys::clock;
 use crate::sys::metrics::{method_index, status_index};
 use crate::sys::shared::Meter;
@@ -70,8 +71,8 @@ enum Next {
     Full,
     /// A head is complete, of so many bytes, and its body is not.
     Body(usize),
-    /// A request that is not served; whether its method was HEAD.
-    Refused(Refusal, bool),
+    /// A request that is not served.
+    Refused(Refusal),
     /// The last answer ends the connection.
     Close,
     /// A responder has the last request; earlier answers wait for room, if true.
@@ -264,10 +265,6 @@ fn write_answer(draft: &mut Draft, is_head: bool, date: &mut Date, out: &mut Vec
     }
 }
 
-fn lock(meter: &Mutex<Meter>) -> MutexGuard<'_, Meter> {
-    meter.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Counts an answer that took so many nanoseconds. No request waits for a runner here.
 fn count(meter: &Meter, method: &[u8], status: u16, taken_ns: u64) {
     meter.requests[method_index(method)][status_index(status)].add(1);
@@ -302,7 +299,7 @@ impl Io {
             let length = match inline.head.parse(rest, &mut conn.scanned, &rules.policy, conn.trusted) {
                 Ok(Some(length)) => length,
                 Ok(None) => break Next::Incomplete,
-                Err(refused) => break Next::Refused(refused, inline.head.is_head),
+                Err(refused) => break Next::Refused(refused),
             };
             if status.as_ref().is_some_and(|status| status.concerns(inline.head.path.of(rest), conn.observer))
             {
@@ -361,8 +358,10 @@ impl Io {
                 self.on_head(token, exchange, data.len() > used);
                 (used, true)
             }
-            Next::Refused(refused, is_head) => {
-                self.refuse(token, &refused, is_head);
+            Next::Refused(refused) => {
+                let mut exchange = self.blank.take().unwrap_or_default();
+                std::mem::swap(&mut exchange.request.head, &mut inline.head);
+                self.refuse_head(token, &refused, exchange, &data[used..]);
                 (data.len(), false)
             }
             Next::Close => {

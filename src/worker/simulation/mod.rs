@@ -363,7 +363,10 @@ impl World {
         if alarm_ms != u64::MAX || self.runners.borrow().is_at_work() {
             self.quiet_since_ms = now_ms;
         }
+        // As `Pool::rest` does.
+        self.port.rest(self.dice.one_in(2));
         self.runners.borrow_mut().sometimes();
+        self.io.reported = self.port.rise();
         alarm_ms = alarm_ms.min(self.runners.borrow_mut().next_ms());
         self.alarm_ms.set(alarm_ms);
         self.io.turn().expect("the simulated driver does not fail");

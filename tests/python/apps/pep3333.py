@@ -163,6 +163,20 @@ def echo(environ, start_response, rest, key):
     return reply(start_response, environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
 
 
+@route
+def shared_input(environ, start_response, rest, key):
+    """Reads one byte while another thread waits for the end of a line. Answers what it read, and the line."""
+    stream = environ["wsgi.input"]
+    told = [stream.read(1)]
+    reader = threading.Thread(target=lambda: told.append(stream.readline()))
+    reader.start()
+    time.sleep(0.1)  # until it waits: nothing tells that
+    told[0] += stream.read(1)
+    remember(key, "read")
+    reader.join()
+    return reply(start_response, b"|".join(told))
+
+
 # --- shapes of the response
 
 
