@@ -63,10 +63,11 @@ impl Seat {
     /// What it has in hand.
     fn work(&self) -> Option<Work> {
         let taken = self.taken.load(Ordering::Acquire);
-        let bits = self.token.load(Ordering::Relaxed);
+        let bits = self.token.load(Ordering::Acquire);
         let thread = lock(&self.clock).map(ThreadClock::identifier)?;
         let token = Token { slot: bits as u32, generation: (bits >> 32) as u32 };
-        // Looked at again: it may have taken the next one in between.
+        // Looked at again: it may have taken the next one in between. Whoever sees that one's connection sees also that
+        // this one has ended, which was stored before it.
         let same = taken != 0 && self.taken.load(Ordering::Acquire) == taken;
         same.then_some(Work { taken, token, thread })
     }
@@ -605,7 +606,7 @@ impl Pool {
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             let Token { slot, generation } = exchange.request.link().token();
-            seat.token.store(u64::from(slot) | u64::from(generation) << 32, Ordering::Relaxed);
+            seat.token.store(u64::from(slot) | u64::from(generation) << 32, Ordering::Release);
             seat.taken.store(taken, Ordering::Release);
             // A panic is a bug of ours; it shall cost the request that met it, not the runner and its client's wait.
             if catch_unwind(AssertUnwindSafe(|| runner.run(&mut exchange))).is_err() {
