@@ -14,7 +14,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use crate::limits::{
     BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SHORT_REST_US, SPARE_EXCHANGES_MAX,
 };
 use crate::ring::{Token, Waker};
+use crate::sync::lock;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::metrics::{method_index, status_index};
@@ -197,10 +198,6 @@ pub(super) struct Watch {
     busy_ns: u64,
     /// The requests that had computed for [`COMPANY_NS`] when others were last given company.
     long: Vec<u64>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
