@@ -551,6 +551,19 @@ def test_hop_by_hop_fields_are_the_servers_own(site, field):
             assert_usable(client)
 
 
+@pytest.mark.oracle_differs("gunicorn drops both")
+@pytest.mark.parametrize("name", ["Server", "Date"])
+def test_server_and_date_may_be_the_applications(site, name):
+    assert site.get(f"/hop_by_hop/{name}/mine").all(name) == ["mine"]
+
+
+@pytest.mark.oracle_differs("gunicorn drops it and keeps the connection")
+def test_close_of_the_application_closes(site):
+    with site.client() as client:
+        assert client.get("/hop_by_hop/Connection/close").all("Connection") == ["close"]
+        client.assert_closed()
+
+
 def test_start_response_never_called_is_a_500(site):
     assert_500(site, site.get("/never_started"))
 
