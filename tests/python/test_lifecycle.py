@@ -425,7 +425,7 @@ def test_an_upgrade_loses_nothing_and_the_new_master_is_promoted(serve, tmp_path
 def test_an_upgrade_can_be_taken_back(serve, tmp_path):
     pidfile = tmp_path / "pid"
     site = serve("pep3333:app", "--workers", "2", "--threads", "4", "--pid", str(pidfile))
-    site.workers(2)
+    old_workers = set(site.workers(2))
     with Load(site) as load:
         for _ in range(2):
             with upgraded(site, pidfile):
