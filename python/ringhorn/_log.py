@@ -45,7 +45,7 @@ def install(level: str) -> None:
 
 
 class Errors:
-    """`wsgi.errors` where the error log is a file: what the application says there stands in the log as it is."""
+    """`wsgi.errors` where the error log is a file: what the application says stands in the log as it is."""
 
     def write(self, text: str) -> int:
         if current is None:

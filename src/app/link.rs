@@ -17,6 +17,7 @@ use super::{BodyError, Listener, Peer, Progress};
 use crate::http;
 use crate::limits::{RESPONSE_QUEUE_BYTES, RESPONSE_QUEUES_BYTES};
 use crate::ring::{Socket, Token, Waker};
+use crate::sync::lock;
 use crate::sys::clock;
 
 /// Memory of the application that is sent from where it lies. Dropping it must be safe on any thread.
@@ -247,12 +248,6 @@ pub enum Flushed {
     },
     /// The peer is gone.
     Gone,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while the lock was held would have been a bug of ours; the data is still in order
-    // because every critical section writes plain fields.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {

@@ -185,10 +185,6 @@ impl ServerHalf {
     pub(super) fn peer_addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, lock(&self.wire).number).into()
     }
-
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, 80).into()
-    }
 }
 
 /// The client's end of a simulated connection. Dropping it ends the client's direction.

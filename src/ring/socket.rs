@@ -198,16 +198,6 @@ impl Socket {
             either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return Ok(Some(half.peer_addr())));
         Ok(socket2::SockRef::from(fd).peer_addr()?.as_socket())
     }
-
-    /// Our own address of the connection; `None` for a unix socket. Source: getsockname(2).
-    ///
-    /// # Errors
-    /// As getsockname(2).
-    pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        let fd =
-            either!(&self.inner, Inner::Kernel { fd, .. } => fd, half => return Ok(Some(half.local_addr())));
-        Ok(socket2::SockRef::from(fd).local_addr()?.as_socket())
-    }
 }
 
 impl Drop for Socket {

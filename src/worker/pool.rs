@@ -14,7 +14,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use crate::limits::{
     BATCH_CHECK_MS, HEARTBEAT_MS, REFUSED_WAITING_MAX, REST_MS, SHORT_REST_US, SPARE_EXCHANGES_MAX,
 };
 use crate::ring::{Token, Waker};
+use crate::sync::lock;
 use crate::sys::clock;
 use crate::sys::futex::{Parker, Wakeup};
 use crate::sys::metrics::{method_index, status_index};
@@ -63,10 +64,11 @@ impl Seat {
     /// What it has in hand.
     fn work(&self) -> Option<Work> {
         let taken = self.taken.load(Ordering::Acquire);
-        let bits = self.token.load(Ordering::Relaxed);
+        let bits = self.token.load(Ordering::Acquire);
         let thread = lock(&self.clock).map(ThreadClock::identifier)?;
         let token = Token { slot: bits as u32, generation: (bits >> 32) as u32 };
-        // Looked at again: it may have taken the next one in between.
+        // Looked at again: it may have taken the next one in between. Whoever sees that one's connection sees also that
+        // this one has ended, which was stored before it.
         let same = taken != 0 && self.taken.load(Ordering::Acquire) == taken;
         same.then_some(Work { taken, token, thread })
     }
@@ -196,10 +198,6 @@ pub(super) struct Watch {
     busy_ns: u64,
     /// The requests that had computed for [`COMPANY_NS`] when others were last given company.
     long: Vec<u64>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
@@ -635,7 +633,7 @@ impl Pool {
             // With others awake, the CPU clock tells afterwards whether this request blocked: a system call.
             let begin = (!alone).then(|| (clock::monotonic_ns(), own_cpu_ns(&seat)));
             let Token { slot, generation } = exchange.request.link().token();
-            seat.token.store(u64::from(slot) | u64::from(generation) << 32, Ordering::Relaxed);
+            seat.token.store(u64::from(slot) | u64::from(generation) << 32, Ordering::Release);
             seat.taken.store(taken, Ordering::Release);
             // A panic is a bug of ours; it shall cost the request that met it, not the runner and its client's wait.
             if catch_unwind(AssertUnwindSafe(|| runner.run(&mut exchange))).is_err() {

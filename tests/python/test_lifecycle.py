@@ -12,7 +12,7 @@ import pytest
 
 from harness import APPS, Server, request, wait_until
 from load import Load
-from test_processes import alive, begun, listeners, pid_that_answers
+from test_processes import alive, listeners, pid_that_answers
 
 pytestmark = pytest.mark.ringhorn_only
 
@@ -396,7 +396,7 @@ def upgraded(site: Server, pidfile: Path) -> Iterator[Upgraded]:
 def test_an_upgrade_loses_nothing_and_the_new_master_is_promoted(serve, tmp_path):
     pidfile = tmp_path / "pid"
     site = serve("pep3333:app", "--workers", "2", "--threads", "4", "--pid", str(pidfile))
-    old_workers = set(site.workers(2))
+    site.workers(2)
     with Load(site) as load, upgraded(site, pidfile) as new:
         assert pidfile.read_text() == f"{site.process.pid}\n"
         # Which master's worker takes a connection is the kernel's choice.
