@@ -14,6 +14,7 @@ import pytest
 from harness import Client, Server, chunked, request, stop_process, wait_until
 from load import Load
 from metrics import Scrape
+from test_lifecycle import upgraded
 
 pytestmark = pytest.mark.ringhorn_only
 
@@ -325,4 +326,23 @@ def test_scaling_beside_a_blocked_worker_loses_nothing_and_does_nothing_twice(si
         # The newest leaves.
         here.server.signal(signal.SIGTTOU)
         load.until_only(set(here.server.workers(2)))
+    load.check()
+
+
+def test_an_upgrade_beside_a_blocked_worker_loses_nothing_and_does_nothing_twice(site, tmp_path):
+    """The new master's workers know nothing of the old ones: who waits in the blocked worker is answered by it."""
+    pidfile = tmp_path / "pid"
+    here = site("--pid", str(pidfile))
+    blocker = here.server.client()
+    blocked, other = here.block(blocker)
+    with Ledger(here) as load, upgraded(here.server, pidfile) as new:
+        load.go_on()
+        here.server.signal(signal.SIGTERM)
+        wait_until(lambda: other not in here.server.children(), "the end of the other worker")
+        here.release()
+        assert pid_of(blocker.read_response()) == blocked
+        assert here.server.wait() == 0
+        load.until_only(set(new.children()))
+        # The load ends before the last master does.
+        load.stop()
     load.check()

@@ -268,7 +268,8 @@ impl Io {
                 self.driver.stop_accept(number);
             }
         }
-        if helps {
+        // When all leave, nobody comes who would read what was sent to one that has left a moment before.
+        if helps || matches!(self.leaving, Some(Stop::Leave | Stop::Close)) {
             for slot in deserted {
                 self.read_letters(Some(slot));
             }
@@ -276,6 +277,13 @@ impl Io {
         // No event tells again of letters that had to wait for a descriptor.
         self.on_letters();
         self.read_own_letters();
+    }
+
+    /// Looks once more, before this worker ends, for what was sent to siblings that had left. Returns whether there is
+    /// something to do.
+    pub(super) fn finds_strays(&mut self) -> bool {
+        self.survey();
+        self.conns.len() > 0
     }
 
     /// Accepts afresh where somebody waits although we accept there: of all who do, the kernel wakes one, and that one

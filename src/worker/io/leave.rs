@@ -21,7 +21,7 @@ impl Io {
         }
         self.close_entrance();
         let served = self.clients() == 0 && self.entrance == Entrance::Closed { turns: CLOSED_TURNS };
-        let empty = served && self.end_observation() && self.conns.len() == 0;
+        let empty = served && self.end_observation() && self.conns.len() == 0 && !self.finds_strays();
         self.draining.is_some_and(|deadline| empty || self.now_ms >= deadline)
     }
 

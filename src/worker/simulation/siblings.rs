@@ -92,6 +92,10 @@ struct Worker {
     pool: Arc<Pool>,
     runners: Rc<RefCell<Runners>>,
     clean: Rc<Cell<bool>>,
+    /// When it is told to leave.
+    leave_ms: u64,
+    /// It has left.
+    gone: bool,
     /// Until when its runners are stuck, and until when it stands still.
     stuck_ms: u64,
     stopped_ms: u64,
@@ -115,7 +119,8 @@ impl Worker {
         };
         let port = Arc::new(Port::new(driver.waker()).expiring(limits.request_ms != u64::MAX));
         let door = |number: u16| Door {
-            fd: File::open("/dev/null").unwrap().into(),
+            // Not readable: a worker that leaves finds nobody in the queue, and is gone at once.
+            fd: rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap(),
             listener: Arc::new(Listener::inet(([127, 0, 0, 1], 80 + number).into())),
             accepting: Accepting::Shared,
             observer: false,
@@ -133,7 +138,8 @@ impl Worker {
         io.meanwhile = Some(Box::new(move || others.borrow_mut().sometimes()));
         io.join(Box::new(Fake { hub: Rc::clone(hub), own: index }), vec![(1 - index, door(1 - own))]);
         io.open();
-        Self { io, port, pool, runners, clean, stuck_ms: 0, stopped_ms: 0 }
+        let (leave_ms, gone) = (u64::MAX, false);
+        Self { io, port, pool, runners, clean, leave_ms, gone, stuck_ms: 0, stopped_ms: 0 }
     }
 }
 
@@ -145,6 +151,8 @@ struct Town {
     clients: Vec<Client>,
     /// Runners get stuck, and workers stand still, by chance.
     by_chance: bool,
+    /// Leaving took connections with it.
+    cut_off: bool,
 }
 
 impl Town {
@@ -162,7 +170,7 @@ impl Town {
         }));
         let workers =
             (0..WORKERS).map(|index| Worker::new(index, &network, &hub, &mut dice, rules())).collect();
-        Self { network, dice, hub, workers, clients: Vec::new(), by_chance: true }
+        Self { network, dice, hub, workers, clients: Vec::new(), by_chance: true, cut_off: false }
     }
 
     fn connect(&mut self, script: Script) {
@@ -201,9 +209,10 @@ impl Town {
             if self.by_chance && !stopped && self.dice.one_in(400) {
                 worker.stopped_ms = now_ms + self.dice.below(400) as u64;
             }
-            self.hub.borrow_mut().stopped[index] = stopped;
+            let leaves = worker.leave_ms <= now_ms;
+            self.hub.borrow_mut().stopped[index] = stopped || leaves;
             worker.runners.borrow_mut().sometimes();
-            if stopped {
+            if stopped || worker.gone {
                 continue;
             }
             if !self.hub.borrow().boxes[index].is_empty() {
@@ -211,6 +220,14 @@ impl Town {
             }
             worker.io.turn().unwrap();
             assert!(worker.clean.get(), "a receive buffer was kept beyond its turn");
+            if leaves && worker.io.obey(Some(Stop::Leave)) {
+                self.cut_off |= worker.io.connections() > 0;
+                worker.io.close_all();
+                worker.gone = true;
+            }
+        }
+        if self.workers.iter().all(|worker| worker.gone && !worker.runners.borrow().is_at_work()) {
+            return false;
         }
         let quiet = self.is_quiet();
         self.network.pass_ms(if quiet { 40 } else { 1 });
@@ -229,10 +246,17 @@ impl Town {
             assert_eq!(worker.pool.waiting(), 0);
             assert_eq!(Arc::strong_count(&worker.port), 2, "a link outlives its connection");
         }
+        let stopped = self.workers.iter().any(|worker| worker.leave_ms != u64::MAX);
+        if self.workers.iter().all(|worker| worker.gone) {
+            let left =
+                self.hub.borrow().boxes.iter().flatten().filter(|(_, socket)| socket.is_some()).count();
+            assert_eq!(left, 0, "connections were handed over to nobody");
+        }
         let mut all = self.workers[0].runners.borrow_mut();
         all.absorb(&self.workers[1].runners.borrow());
-        for client in &self.clients {
-            client.judge(&all, false, false);
+        for client in &mut self.clients {
+            client.read_out();
+            client.judge(&all, stopped, self.cut_off);
         }
         self.hub.borrow().sent
     }
@@ -266,6 +290,12 @@ fn run_town(seed: u64) -> usize {
     let rules = || hurry(seed, rules(buffer, 100));
     let request_ms = rules().patience.request_ms;
     let mut town = Town::new(seed, rules);
+    let mut end = Dice(seed ^ 0x1ea7e);
+    if end.one_in(4) {
+        // Both, at nearly the same time, as by a signal to their master.
+        let leave_ms = town.network.now_ms() + end.below(1_000) as u64;
+        town.workers.iter_mut().for_each(|worker| worker.leave_ms = leave_ms + end.below(8) as u64);
+    }
     let mut next_id = 0;
     for _ in 0..=dice.below(6) {
         let mut script = Script::roll(&mut dice, &mut next_id, buffer);
@@ -318,5 +348,32 @@ fn the_time_that_a_request_may_wait_goes_on_in_the_other_worker() {
         let waited_ms = town.network.now_ms() - start_ms;
         assert!((3_000..3_300).contains(&waited_ms), "seed {seed}: {waited_ms} ms");
         assert!(town.run() > 0, "seed {seed}: nothing was handed over");
+    }
+}
+
+/// All leave at once. What a stalled worker had just sent to one that had nothing left to do lay in a mailbox that nobody
+/// looked into any more, and its client was closed without an answer.
+#[test]
+fn what_was_sent_to_one_that_leaves_comes_back() {
+    for seed in 0..200 {
+        let mut town = Town::new(seed, || rules(8_192, 100));
+        town.by_chance = false;
+        let start_ms = town.network.now_ms();
+        town.workers[0].runners.borrow_mut().set_threads(0);
+        town.workers[1].leave_ms = start_ms + 150;
+        town.workers[0].leave_ms = start_ms + 153;
+        let asked = tests::get(0, plan::Plan::plain());
+        let actions = vec![plan::Action::Wait(100), tests::send(&asked), plan::Action::AwaitAnswers(1)];
+        town.connect(Script::written(vec![asked], actions));
+        while town.network.now_ms() < start_ms + 1_000 && town.step() {
+            // It stands still when it has begun to let go of the connection.
+            if town.network.now_ms() == start_ms + 105 + seed % 8 {
+                town.workers[0].stopped_ms = start_ms + 300;
+            }
+        }
+        town.workers[0].runners.borrow_mut().set_threads(1);
+        town.run();
+        let ran = |worker: &Worker| worker.runners.borrow().record(0).runs;
+        assert_eq!(town.workers.iter().map(ran).max(), Some(1), "seed {seed}");
     }
 }
