@@ -167,6 +167,10 @@ impl ServerHalf {
         Ok(())
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.wire).server_ended
+    }
+
     pub(super) fn end_both(&self) -> io::Result<()> {
         end_both(&self.wire);
         Ok(())

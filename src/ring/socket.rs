@@ -134,10 +134,22 @@ impl Socket {
     pub fn shutdown_write(&self) -> io::Result<()> {
         let (fd, ended) =
             either!(&self.inner, Inner::Kernel { fd, ended, .. } => (fd, ended), half => return half.end());
-        if ended.fetch_or(SENT_ALL, Ordering::Relaxed) & SENT_ALL != 0 {
+        // Behind the bytes that were sent: whoever sees it knows that they were taken.
+        if ended.fetch_or(SENT_ALL, Ordering::Release) & SENT_ALL != 0 {
             return Ok(());
         }
         Ok(rustix::net::shutdown(fd, Shutdown::Write)?)
+    }
+
+    /// Whether our last byte and the end of the stream behind it were handed to the kernel, by any thread: an answer
+    /// that ends its connection has left whole.
+    #[must_use]
+    pub(crate) fn has_sent_all(&self) -> bool {
+        either!(
+            &self.inner,
+            Inner::Kernel { ended, .. } => ended.load(Ordering::Acquire) & SENT_ALL != 0,
+            half => half.has_ended()
+        )
     }
 
     /// Notes that the peer's last byte was received ([`super::Event::Ended`]).
@@ -157,7 +169,7 @@ impl Socket {
     /// `ENOTCONN` when the peer is gone already.
     pub(crate) fn shutdown_both(&self) -> io::Result<()> {
         let (fd, ended) = either!(&self.inner, Inner::Kernel { fd, ended, .. } => (fd, ended), half => return half.end_both());
-        if ended.swap(SENT_ALL | GOT_ALL, Ordering::Relaxed) == SENT_ALL | GOT_ALL {
+        if ended.swap(SENT_ALL | GOT_ALL, Ordering::Release) == SENT_ALL | GOT_ALL {
             return Ok(());
         }
         Ok(rustix::net::shutdown(fd, Shutdown::Both)?)

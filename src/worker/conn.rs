@@ -45,6 +45,8 @@ pub(super) struct Conn {
     pub(super) paused: bool,
     /// The peer has sent its last byte.
     pub(super) ended: bool,
+    /// What was in `input` is being understood: it is not all there.
+    pub(super) consuming: bool,
     /// The framing of what follows is lost: this answer is the last.
     pub(super) broken: bool,
     /// Rests of the answer wait for room in the socket.
@@ -87,6 +89,7 @@ impl Conn {
             requests: 0,
             paused: false,
             ended: false,
+            consuming: false,
             broken: false,
             writing: false,
             in_head: false,

@@ -88,6 +88,10 @@ pub(super) struct Io {
     begun: u64,
     /// Connections that were closed in this turn while their request was in hand, or waited.
     lost: HashSet<Token>,
+    /// Since when the request has waited that a sibling has handed over, while it is taken on.
+    elder_ms: Option<u64>,
+    /// The batch has requests that waited before this turn.
+    has_elders: bool,
     /// Requests that waited for too long.
     #[expect(
         clippy::vec_box,
@@ -191,6 +195,8 @@ impl Io {
             turn_ns: None,
             begun: 0,
             lost: HashSet::new(),
+            elder_ms: None,
+            has_elders: false,
             late: Vec::new(),
             turned_away: (0, None),
             overdue,
@@ -332,6 +338,9 @@ impl Io {
         }
         if !self.batch.is_empty() {
             self.waiting = self.pool.submit(&mut self.batch);
+            if std::mem::take(&mut self.has_elders) {
+                self.pool.sort_by_age();
+            }
         } else if self.waiting > 0 {
             self.waiting = self.pool.waiting();
         }
@@ -369,12 +378,15 @@ impl Io {
     pub(super) fn close_all(&mut self) {
         for token in self.conns.tokens() {
             let Some(conn) = self.conns.get(token) else { continue };
-            let cut = conn.link.standing() == Standing::Busy || conn.link.has_rest();
-            if cut {
+            // Not if the last byte has left, and only the application is not done: it closes what it has returned.
+            let begun = conn.link.standing() == Standing::Busy && !conn.link.socket().has_sent_all();
+            if begun || conn.link.has_rest() {
                 conn.link.socket().abort();
             }
             self.close(token);
         }
+        // Runners take what waits before they leave, and these answers would reach nobody.
+        self.forget_lost();
     }
 
     fn timeout(&self) -> Duration {
@@ -426,6 +438,10 @@ impl Io {
     fn on_accepted(&mut self, at: usize, socket: Socket) {
         let Some(listener) = self.listener(at) else { return };
         let observer = self.doors.get(at).is_some_and(|door| door.observer);
+        // Here, and not where it is taken on: it may be by a sibling, now or later.
+        if let Some(meter) = self.meter.as_ref().filter(|_| !observer) {
+            meter.accepted.add(1);
+        }
         if observer || !self.pass_on(&listener, &socket) {
             self.enter(listener, socket, observer);
         }
@@ -458,8 +474,6 @@ impl Io {
             if let Some(conn) = self.conns.get(token) {
                 conn.observer = true;
             }
-        } else if let Some(meter) = &self.meter {
-            meter.accepted.add(1);
         }
         self.set_deadline(token, self.rules.first_byte_ms);
         self.receive(token);
@@ -635,12 +649,14 @@ impl Io {
         loop {
             let Some(conn) = self.conns.get(token) else { return };
             let mut input = std::mem::take(&mut conn.input);
+            let outer = std::mem::replace(&mut conn.consuming, true);
             if relaxed && matches!(conn.phase, Phase::Head) {
                 // The settings that forgive old clients work on the bytes, before they are parsed.
                 relax(&mut input, conn.scanned, &self.rules.policy);
             }
             let used = self.consume(token, &input);
             let Some(conn) = self.conns.get(token) else { return };
+            conn.consuming = outer;
             if used < input.len() {
                 input.drain(..used);
                 conn.input = input;
@@ -871,8 +887,9 @@ impl Io {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
-        exchange.request.queued_ms = self.now_ms;
-        conn.begun_ms = self.now_ms;
+        let queued_ms = self.elder_ms.take().inspect(|_| self.has_elders = true).unwrap_or(self.now_ms);
+        exchange.request.queued_ms = queued_ms;
+        conn.begun_ms = queued_ms;
         conn.line.set(&exchange.request.bytes);
         if self.rules.keep_heads {
             conn.head.clear();
@@ -1027,8 +1044,11 @@ impl Io {
         self.consume_input(token);
         let Some(conn) = self.conns.get(token) else { return };
         if conn.ended {
-            // What the end means depends on what the bytes before it have become.
-            self.on_ended(token);
+            // What the end means depends on what the bytes before it have become. An answer that was sent while they were
+            // being looked at leaves that to whoever looks.
+            if !conn.consuming {
+                self.on_ended(token);
+            }
             return;
         }
         if conn.paused {

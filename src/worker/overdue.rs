@@ -105,6 +105,8 @@ pub(super) struct Held {
     pub(super) work: Work,
     /// When the request was complete.
     pub(super) begun_ms: u64,
+    /// For how long the whole process stood still since: that is not the application's time.
+    still_ms: u64,
     /// When a look found it with its runner for the first time.
     pub(super) since_ms: u64,
     /// Method, path, peer.
@@ -117,7 +119,12 @@ pub(super) struct Held {
 impl Held {
     /// As the log shows it.
     pub(super) fn shown(&self, now_ms: u64) -> String {
-        format!("{}, {} s", self.text, seconds(now_ms.saturating_sub(self.begun_ms)))
+        format!("{}, {} s", self.text, seconds(now_ms.saturating_sub(self.counts_from_ms())))
+    }
+
+    /// From when on its time counts. `begun_ms` itself tells one request of a connection from another, and stays.
+    fn counts_from_ms(&self) -> u64 {
+        self.begun_ms.saturating_add(self.still_ms)
     }
 }
 
@@ -158,7 +165,7 @@ impl Overdue {
         if gap_ms > STANDSTILL_MS {
             for held in &mut self.held {
                 held.since_ms += gap_ms;
-                held.begun_ms += gap_ms;
+                held.still_ms += gap_ms;
             }
         }
         self.looked_ms = now_ms;
@@ -169,6 +176,7 @@ impl Overdue {
                 self.held.push(Held {
                     work: *work,
                     begun_ms,
+                    still_ms: 0,
                     since_ms: now_ms,
                     text,
                     told: false,
@@ -188,7 +196,8 @@ impl Overdue {
         let mut deeds = Vec::new();
         let mut next_ms = now_ms + HEARTBEAT_MS.min(shortest(self.patience) / 2).max(1);
         for held in &mut self.held {
-            let age_ms = now_ms.saturating_sub(held.begun_ms);
+            let from_ms = held.counts_from_ms();
+            let age_ms = now_ms.saturating_sub(from_ms);
             if !held.told && age_ms >= slow_ms {
                 held.told = true;
                 deeds.push(Deed::Tell(held.clone()));
@@ -210,8 +219,8 @@ impl Overdue {
                 deeds.push(Deed::Stuck);
             }
             let ends = [
-                (!held.told).then(|| held.begun_ms.saturating_add(slow_ms)),
-                held.expired_ms.is_none().then(|| held.begun_ms.saturating_add(request_ms)),
+                (!held.told).then(|| from_ms.saturating_add(slow_ms)),
+                held.expired_ms.is_none().then(|| from_ms.saturating_add(request_ms)),
                 (!self.stuck).then(|| held.since_ms.saturating_add(lone_ms)),
             ];
             next_ms = ends.into_iter().flatten().fold(next_ms, u64::min).max(now_ms + 1);
@@ -222,13 +231,13 @@ impl Overdue {
 
     /// Publishes the requests that have been in hand for a while.
     pub(super) fn publish(&mut self, page: &InHand, now_ms: u64) {
-        let old = |held: &&Held| now_ms.saturating_sub(held.begun_ms) >= IN_HAND_PUBLISH_MS;
+        let old = |held: &&Held| now_ms.saturating_sub(held.counts_from_ms()) >= IN_HAND_PUBLISH_MS;
         let mut shown: Vec<&Held> = self.held.iter().filter(old).collect();
         if shown.is_empty() && self.published == 0 {
             return;
         }
-        shown.sort_by_key(|held| held.begun_ms);
-        page.publish(shown.iter().map(|held| (held.begun_ms, &*held.text)));
+        shown.sort_by_key(|held| held.counts_from_ms());
+        page.publish(shown.iter().map(|held| (held.counts_from_ms(), &*held.text)));
         self.published = shown.len();
     }
 }

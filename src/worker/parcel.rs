@@ -22,6 +22,8 @@ pub(super) struct Parcel<'a> {
     pub(super) proxied: Option<(SocketAddr, SocketAddr)>,
     /// Nobody has read anything of it.
     pub(super) fresh: bool,
+    /// Since when its request has waited for a runner, in milliseconds of the clock that all workers share.
+    pub(super) queued_ms: u64,
     /// What was received and is not answered.
     pub(super) bytes: &'a [u8],
 }
@@ -31,12 +33,14 @@ pub(super) fn address(
     listener: &Listener,
     proxied: Option<(SocketAddr, SocketAddr)>,
     fresh: bool,
+    queued_ms: u64,
     into: &mut Vec<u8>,
 ) {
     let text = |address: Option<SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let unix = listener.unix.as_ref().map_or(OsStr::new(""), |path| path.as_os_str());
     into.clear();
     into.extend_from_slice(&[PARCEL, u8::from(fresh), u8::from(listener.unix.is_some())]);
+    into.extend_from_slice(&queued_ms.to_be_bytes());
     for field in [
         listener.name.as_bytes(),
         listener.port.as_bytes(),
@@ -54,7 +58,8 @@ pub(super) fn address(
 impl<'a> Parcel<'a> {
     /// Reads a letter; `None` for one of another kind.
     pub(super) fn read(letter: &'a [u8]) -> Option<Self> {
-        let (&[PARCEL, fresh, unix], mut rest) = letter.split_first_chunk()? else { return None };
+        let (&[PARCEL, fresh, unix], rest) = letter.split_first_chunk()? else { return None };
+        let (queued_ms, mut rest) = rest.split_first_chunk()?;
         let mut fields = [&[][..]; 5];
         for field in &mut fields {
             let (length, behind) = rest.split_first_chunk()?;
@@ -71,7 +76,8 @@ impl<'a> Parcel<'a> {
             port: text(port)?.to_owned(),
             unix: (unix != 0).then(|| OsStr::from_bytes(path).into()),
         };
-        Some(Self { listener, proxied, fresh: fresh != 0, bytes: rest })
+        let queued_ms = u64::from_be_bytes(*queued_ms);
+        Some(Self { listener, proxied, fresh: fresh != 0, queued_ms, bytes: rest })
     }
 }
 
@@ -88,13 +94,14 @@ mod tests {
         for listener in [Listener::inet(([127, 0, 0, 1], 80).into()), Listener::unix(path.into())] {
             for (proxied, fresh, bytes) in [(None, true, &b""[..]), (proxied, false, b"GET / HTTP/1.1\r\n")] {
                 let mut letter = Vec::new();
-                address(&listener, proxied, fresh, &mut letter);
+                address(&listener, proxied, fresh, 1 << 40, &mut letter);
                 for cut in 0..letter.len() {
                     assert!(Parcel::read(&letter[..cut]).is_none(), "{cut}");
                 }
                 letter.extend_from_slice(bytes);
                 let read = Parcel::read(&letter).unwrap();
                 assert_eq!((read.proxied, read.fresh, read.bytes), (proxied, fresh, bytes));
+                assert_eq!(read.queued_ms, 1 << 40);
                 assert_eq!(read.listener, listener);
             }
         }

@@ -276,6 +276,12 @@ impl Pool {
         waiting
     }
 
+    /// Puts what has waited longest in front, after requests were submitted that had waited elsewhere before.
+    pub(super) fn sort_by_age(&self) {
+        let mut queue = lock(&self.queue);
+        queue.ready.make_contiguous().sort_by_key(|exchange| exchange.request.queued_ms);
+    }
+
     /// Tells of a request that was refused and is answered. Gives the exchange back when a runner has to hear of it,
     /// too: as one of the next batch.
     pub(super) fn refused(&self, mut exchange: Box<Exchange>) -> Option<Box<Exchange>> {
@@ -300,6 +306,30 @@ impl Pool {
         let exchange = queue.ready.pop_front()?;
         queue.taken += 1;
         Some(exchange)
+    }
+
+    /// As [`Pool::take_next`], at a seat of its own, where the I/O thread sees what is in hand. Returns the number of
+    /// the request, too.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn take_next_seated(&self) -> Option<(Box<Exchange>, u64)> {
+        let exchange = self.take_next()?;
+        let Token { slot, generation } = exchange.request.link().token();
+        let mut queue = lock(&self.queue);
+        let taken = queue.taken;
+        queue.seats.push(Arc::new(Seat {
+            parker: Parker::new(),
+            clock: Mutex::new(ThreadClock::of_current_thread().ok()),
+            taken: AtomicU64::new(taken),
+            token: AtomicU64::new(u64::from(slot) | u64::from(generation) << 32),
+            excused: AtomicBool::new(false),
+        }));
+        Some((exchange, taken))
+    }
+
+    /// Gives the seat up at which the request with this number was in hand.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn leave_seat(&self, number: u64) {
+        lock(&self.queue).seats.retain(|seat| seat.taken.load(Ordering::Relaxed) != number);
     }
 
     /// Takes an exchange back that is done, as a runner does.

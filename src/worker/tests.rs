@@ -751,6 +751,47 @@ fn a_graceful_stop_finishes_what_was_begun_and_announces_the_close() {
     });
 }
 
+/// The application was in `close()` of what it had returned, so the link was busy, and the answer counted as cut: the client
+/// met a reset in the place of what it had not read.
+#[test]
+fn an_answer_that_has_left_outlives_its_worker() {
+    const LENGTH: usize = 40_000;
+    on_both(|io| {
+        for order in [1, 2] {
+            let (sent, left) = mpsc::channel();
+            let (done, wait) = mpsc::channel::<()>();
+            let (sent, wait) = (Mutex::new(sent), Mutex::new(wait));
+            let rules = Rules { graceful_ms: 50, ..rules() };
+            let server = Server::start(io, 1, rules, move |exchange| {
+                exchange.reply.start(b"200 OK").unwrap();
+                let body = vec![b'x'; LENGTH];
+                let held = body.clone();
+                let _ = exchange.reply.send(&body, Some(LENGTH as u64), false, || Box::new(held));
+                sent.lock().unwrap().send(()).unwrap();
+                let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
+                exchange.reply.finish();
+            });
+            // Most of it stays on the server's side of the connection, where a reset destroys it.
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_recv_buffer_size(4_096).unwrap();
+            socket.connect(&server.addr.into()).unwrap();
+            let mut stream = TcpStream::from(socket);
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            left.recv_timeout(Duration::from_secs(10)).unwrap();
+            server.order(order);
+            let until = Instant::now() + Duration::from_secs(10);
+            while !server.threads[0].is_finished() {
+                assert!(Instant::now() < until, "the worker has time");
+                thread::yield_now();
+            }
+            let got = read_all(&mut stream);
+            assert!(got.ends_with(&"x".repeat(LENGTH)), "{} bytes", got.len());
+            drop(done);
+        }
+    });
+}
+
 #[test]
 fn a_refused_head_request_gets_no_body() {
     on_both(|io| {

@@ -3,6 +3,7 @@
 No test measures time: each asks for answers that come while the reason to wait still stands.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness import Client, Server, chunked, request, stop_process, wait_until
+from load import Load
+from metrics import Scrape
 
 pytestmark = pytest.mark.ringhorn_only
 
@@ -60,6 +63,31 @@ class Site:
 
     def release(self, gate: str = "gate") -> None:
         (self.gates / f"{gate}.open").touch()
+
+
+class Ledger(Load):
+    """A load whose every request is another one, of which the application writes down that it has done it."""
+
+    def __init__(self, here: Site):
+        super().__init__(here.server)
+        self.book = here.gates / "once.done"
+        self.answered: list[int] = []
+        self._numbers = itertools.count()
+
+    def _ask(self, index: int, client: Client, close: bool) -> bool:
+        number = next(self._numbers)
+        fields = ["Connection: close"] if close else []
+        client.send(request("POST", f"/once/{number}", *fields, body=b"of %d" % number))
+        answer = client.read_response()
+        assert answer.body.split(b" ", 2)[2] == b"/once/%d of %d" % (number, number), answer
+        self.pids.add(pid_of(answer))
+        self.answered.append(number)
+        self._served[index] += 1
+        return (answer.field("connection") or "keep-alive").lower() != "close"
+
+    def check(self) -> None:
+        """What was answered was done, and nothing twice. Nothing was lost: the load's end has looked."""
+        assert sorted(map(int, self.book.read_text().split())) == sorted(self.answered)
 
 
 def pid_of(answer) -> int:
@@ -251,3 +279,50 @@ def test_new_connections_even_out(site):
     # By chance half of them would be the first one's. Its look at the other may be half a second old.
     wait_until(lambda: [newcomer() for _ in range(16)] == [second] * 16, "new ones go where there are few")
     assert {pid_of(client.get("/")) for client in held} == {first}
+
+
+def test_a_connection_that_moves_counts_once(site):
+    here = site("--metrics-bind=127.0.0.1:0")
+    clients = here.clients_of_each(5)
+    name = "ringhorn_accepted_connections_total"
+    before = Scrape(here.server).sum(name)
+    blocked, other = here.block(clients[here.pids[0]].pop())
+    assert {pid_of(client.get("/")) for client in clients[blocked]} == {other}
+    assert Scrape(here.server).sum(name) == before
+
+
+def test_a_reload_beside_a_blocked_worker_loses_nothing_and_does_nothing_twice(site):
+    here = site()
+    blocker = here.server.client()
+    blocked, _ = here.block(blocker)
+    with Ledger(here) as load:
+        here.server.signal(signal.SIGHUP)
+
+        def successors() -> set[int]:
+            return set(here.server.children()) - set(here.pids)
+
+        wait_until(lambda: len(successors()) == 2, "two new workers")
+        new = successors()
+        load.until_only(new)
+        here.release()
+        assert pid_of(blocker.read_response()) == blocked
+        wait_until(lambda: set(here.server.children()) == new, "the end of the old workers")
+        load.until_only(new)
+    load.check()
+
+
+def test_scaling_beside_a_blocked_worker_loses_nothing_and_does_nothing_twice(site):
+    here = site()
+    blocker = here.server.client()
+    blocked, _ = here.block(blocker)
+    with Ledger(here) as load:
+        here.server.signal(signal.SIGTTIN)
+        everybody = set(here.server.workers(3))
+        load.until_only(everybody - {blocked})
+        here.release()
+        assert pid_of(blocker.read_response()) == blocked
+        load.until_only(everybody)
+        # The newest leaves.
+        here.server.signal(signal.SIGTTOU)
+        load.until_only(set(here.server.workers(2)))
+    load.check()

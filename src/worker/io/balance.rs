@@ -411,6 +411,7 @@ impl Io {
                     balance.helpers.retain(|helper| helper.slot != slot);
                 }
                 self.batch.push(exchange);
+                self.has_elders = true;
                 self.receive(token);
                 self.settle(token);
             }
@@ -430,7 +431,7 @@ impl Io {
         if count <= 2 * helper.connections || count <= helper.connections + UNEVEN_CONNECTIONS {
             return false;
         }
-        parcel::address(listener, None, true, &mut balance.letter);
+        parcel::address(listener, None, true, self.now_ms, &mut balance.letter);
         match balance.siblings.send(helper.slot, &balance.letter, socket) {
             Ok(()) => {
                 helper.connections += 1;
@@ -512,7 +513,10 @@ impl Io {
             link.announce(client, destination);
         }
         conn.input.extend_from_slice(parcel.bytes);
+        // Its time runs on: it has not begun to wait here.
+        self.elder_ms = Some(parcel.queued_ms.min(self.now_ms));
         self.consume_input(token);
+        self.elder_ms = None;
         self.settle(token);
     }
 }
@@ -537,7 +541,7 @@ fn write_letter(conn: &Conn, exchange: &Exchange, letter: &mut Vec<u8>) {
         Peer::Inet { ip, port, .. } => Some(((*ip, port.parse().ok()?).into(), destination)),
         Peer::Unix => None,
     });
-    parcel::address(conn.link.listener(), proxied, false, letter);
+    parcel::address(conn.link.listener(), proxied, false, exchange.request.queued_ms, letter);
     let head = &exchange.request.bytes;
     letter.extend_from_slice(&head[..exchange.request.head_bytes.min(head.len())]);
     let body = match &exchange.request.body {
@@ -645,7 +649,7 @@ mod tests {
         let (near, far) = socket();
         client.push(near);
         let mut letter = Vec::new();
-        parcel::address(&listener(), None, false, &mut letter);
+        parcel::address(&listener(), None, false, 0, &mut letter);
         letter.extend_from_slice(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         (letter, far)
     }

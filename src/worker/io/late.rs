@@ -91,6 +91,9 @@ impl Io {
                 conn.broken = true;
                 conn.input = Vec::new();
                 self.look(held.work.token);
+            } else if conn.link.standing() == Standing::Busy && conn.link.socket().has_sent_all() {
+                what.push_str("; its answer had left");
+                self.linger(held.work.token);
             } else if conn.link.standing() == Standing::Busy {
                 what.push_str("; its answer had begun, and the connection was reset");
                 conn.link.socket().abort();

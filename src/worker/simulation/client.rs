@@ -132,11 +132,13 @@ impl Client {
         let mut reader = self.reader.clone();
         let reset = self.wire.is_reset();
         let ended = !reset && (self.closed || (stopped && self.wire.is_ended()));
+        let broken_by_client = self.has_reset || self.script.ending == Ending::Deaf;
         let end = oracle::End {
             ended,
             reset,
             // Whatever is missing, the client or the order to leave is to blame for it.
-            broken: self.has_reset || self.script.ending == Ending::Deaf || cut_off || (stopped && reset),
+            broken: broken_by_client || cut_off || (stopped && reset),
+            broken_by_client,
             stopped,
         };
         if self.script.ending == Ending::Raw {

@@ -16,6 +16,7 @@ mod oracle;
 mod plan;
 mod runners;
 mod steady;
+mod voice;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -29,13 +30,15 @@ use self::client::Client;
 #[cfg(test)]
 use self::plan::Plan;
 use self::plan::Script;
-use self::runners::Runners;
+use self::runners::{Limits, Runners};
 pub use self::steady::Steady;
 use super::access::Recorder;
 use super::io::Io;
+use super::io::inline::Inline;
 use super::overdue::Patience;
 use super::pool::Pool;
 use super::{Door, Rules, Stop};
+use crate::app::native::{Request, Response, Service, Tasks};
 use crate::app::{Application, Listener, Port, Runner};
 use crate::config::Trusted;
 use crate::http::{Policy, ProxyMode};
@@ -188,6 +191,15 @@ impl Application for Nobody {
     }
 }
 
+/// A native service: answers on the spot, or lets the simulated runners do it later, as work on other threads does.
+struct Planned(Rc<RefCell<Runners>>);
+
+impl Service for Planned {
+    fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) {
+        self.0.borrow_mut().serve(request, response);
+    }
+}
+
 /// Deadlines are all different, so that a wrong one shows.
 fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     Rules {
@@ -214,6 +226,30 @@ fn rules(body_buffer_bytes: usize, connections_max: usize) -> Rules {
     }
 }
 
+/// Gives the requests of some worlds deadlines, and a bound for those that wait.
+fn hurry(seed: u64, rules: Rules) -> Rules {
+    let mut dice = Dice(seed ^ 0xd00d);
+    if !dice.one_in(3) {
+        return rules;
+    }
+    let mut one_of =
+        |values: [u64; 3]| if dice.one_in(3) { u64::MAX } else { values[dice.below(values.len())] };
+    let request_ms = one_of([300, 900, 2_500]);
+    let (queue_ms, queue_max) = (one_of([100, 400, 3_000]), one_of([1, 2, 5]));
+    Rules {
+        patience: Patience { request_ms, ..rules.patience },
+        queue_ms: queue_ms.min(request_ms),
+        queue_max: usize::try_from(queue_max).unwrap_or(usize::MAX),
+        keep_heads: request_ms != u64::MAX,
+        ..rules
+    }
+}
+
+/// What the simulated runners must know of the rules.
+fn limits(rules: &Rules) -> Limits {
+    Limits { request_ms: rules.patience.request_ms, queue_ms: rules.queue_ms, queue_max: rules.queue_max }
+}
+
 /// The worker's I/O thread, with a listener for each of the ports.
 fn io_thread(driver: Box<dyn Driver>, ports: &[u16], rules: Rules, pool: &Arc<Pool>, port: &Arc<Port>) -> Io {
     let door = |port: &u16| Door {
@@ -229,6 +265,7 @@ fn io_thread(driver: Box<dyn Driver>, ports: &[u16], rules: Rules, pool: &Arc<Po
 /// A worker, its clients and its runners.
 struct World {
     io: Io,
+    waker: Waker,
     network: Network,
     port: Arc<Port>,
     pool: Arc<Pool>,
@@ -249,11 +286,16 @@ struct World {
 
 impl World {
     fn new(seed: u64, threads: usize, body_buffer_bytes: usize, connections_max: usize) -> Self {
+        Self::with_rules(seed, threads, rules(body_buffer_bytes, connections_max))
+    }
+
+    fn with_rules(seed: u64, threads: usize, rules: Rules) -> Self {
         let (sim, network) = Sim::new(seed).expect("a simulated driver");
         let mut dice = Dice(!seed);
         let pool = Arc::new(Pool::new(1, Recorder::default()));
-        let runners =
-            Rc::new(RefCell::new(Runners::new(Arc::clone(&pool), network.clone(), dice.roll(), threads)));
+        let (body_buffer_bytes, limits) = (rules.body_buffer_bytes, limits(&rules));
+        let runners = Runners::new(Arc::clone(&pool), network.clone(), dice.roll(), threads, limits);
+        let runners = Rc::new(RefCell::new(runners));
         let (alarm_ms, clean) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(true)));
         let driver = Interleaved {
             sim,
@@ -263,8 +305,8 @@ impl World {
             quiet: false,
         };
         clock::simulate(Some(driver.now_ms()));
-        let port = Arc::new(Port::new(driver.waker()));
-        let rules = rules(body_buffer_bytes, connections_max);
+        let waker = driver.waker();
+        let port = Arc::new(Port::new(waker.clone()).expiring(limits.request_ms != u64::MAX));
         let mut io = io_thread(Box::new(driver), &[80, 81], rules, &pool, &port);
         let others = Rc::clone(&runners);
         io.meanwhile = Some(Box::new(move || others.borrow_mut().sometimes()));
@@ -272,6 +314,7 @@ impl World {
         let quiet_since_ms = network.now_ms();
         Self {
             io,
+            waker,
             network,
             port,
             pool,
@@ -287,6 +330,14 @@ impl World {
             turns: 0,
             quiet_since_ms,
         }
+    }
+
+    /// From now on a native service answers.
+    fn serve(&mut self) {
+        self.runners.borrow_mut().native = true;
+        let service = Box::new(Planned(Rc::clone(&self.runners)));
+        let tasks = Rc::new(Tasks::new(self.waker.clone()));
+        self.io.serve_with(Inline::new(service, tasks, None, None, None));
     }
 
     fn connect(&mut self, script: Script) {
@@ -328,6 +379,7 @@ impl World {
         {
             self.cut_off = self.io.connections() > 0;
             self.io.close_all();
+            assert_eq!(self.pool.waiting(), 0, "a request is left to runners whose client is gone");
             self.stopped = true;
             return false;
         }
@@ -351,6 +403,9 @@ impl World {
             let bound = self.body_buffer_bytes + PIPELINE_BYTES_MAX + slack;
             assert!(body <= bound, "{body} bytes of a body");
         }
+        // One more may wait for the runner that is idle.
+        let (waiting, most) = (self.pool.waiting(), self.runners.borrow().limits.queue_max);
+        assert!(waiting <= most.saturating_add(1), "{waiting} requests wait");
     }
 
     /// Runs until nothing is left, and judges.
@@ -409,14 +464,40 @@ impl Drop for World {
 /// # Panics
 /// When a promise is broken.
 pub fn run(seed: u64) {
+    run_with(seed, false);
+}
+
+/// As [`run`], with a native service.
+///
+/// # Panics
+/// When a promise is broken.
+pub fn run_service(seed: u64) {
+    run_with(seed, true);
+}
+
+fn run_with(seed: u64, native: bool) {
     let mut dice = Dice(seed ^ 0x5eed);
     let body_buffer_bytes = [1_000, 8_192, 65_536][dice.below(3)];
     let threads = 1 + dice.below(3);
     let connections_max = if dice.one_in(4) { 1 + dice.below(2) } else { 100 };
-    let mut world = World::new(seed, threads, body_buffer_bytes, connections_max);
+    let mut rules = rules(body_buffer_bytes, connections_max);
+    if !native {
+        rules = hurry(seed, rules);
+    }
+    let request_ms = rules.patience.request_ms;
+    let mut world = World::with_rules(seed, threads, rules);
+    if native {
+        world.serve();
+    }
     let mut next_id = 0;
     for _ in 0..=dice.below(4) {
-        let script = Script::roll(&mut dice, &mut next_id, body_buffer_bytes);
+        let mut script = Script::roll(&mut dice, &mut next_id, body_buffer_bytes);
+        if request_ms != u64::MAX {
+            script.linger(&mut Dice(dice.clone().roll()), request_ms);
+        }
+        if native {
+            script.simplify();
+        }
         world.connect(script);
     }
     if dice.one_in(8) {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::plan::{Asked, Ending, Part, Script, bytes_of};
-use super::runners::Runners;
+use super::runners::{LATE_MS, Runners};
 use crate::limits::DRAIN_BYTES_MAX;
 
 /// How a response's end is found.
@@ -22,6 +22,8 @@ pub(super) struct Answer {
     http10: bool,
     close: bool,
     keep_alive: bool,
+    /// It says when to come again.
+    retry: bool,
     length: Option<usize>,
     framing: Framing,
     body: Vec<u8>,
@@ -94,6 +96,7 @@ fn head(bytes: &[u8], is_head: bool) -> Answer {
         http10: line.starts_with("HTTP/1.0 "),
         close: false,
         keep_alive: false,
+        retry: false,
         length: None,
         framing: Framing::Nothing,
         body: Vec::new(),
@@ -118,6 +121,7 @@ fn head(bytes: &[u8], is_head: bool) -> Answer {
             "Date" => dates += 1,
             "Server" => servers += 1,
             "Content-Type" => {}
+            "Retry-After" => answer.retry = value == "1",
             other => panic!("an unknown field: {other}"),
         }
     }
@@ -185,6 +189,10 @@ struct Owed {
     status: u16,
     /// The server's own error page.
     page: bool,
+    /// What stands in it.
+    text: &'static str,
+    /// It says when to come again.
+    retry: bool,
     framing: Framing,
     length: Option<usize>,
     /// The part of the material that comes, whole or cut.
@@ -200,6 +208,8 @@ impl Owed {
         Self {
             status,
             page: true,
+            text: "",
+            retry: false,
             framing: Framing::Length(0),
             length: None,
             body: (0, 0),
@@ -209,9 +219,22 @@ impl Owed {
         }
     }
 
+    /// To a request that the application had for too long.
+    fn expired() -> Self {
+        Self { text: "The application did not answer in time.", ..Self::page(503) }
+    }
+
+    /// To a request that no runner has taken, because too many waited, or it for too long.
+    fn turned_away() -> Self {
+        Self { text: "more requests than it can answer", retry: true, ..Self::page(503) }
+    }
+
     fn to(asked: &Asked, runners: &Runners) -> Self {
         let record = runners.record(asked.id);
         let plan = &asked.plan;
+        if record.expired {
+            return Self::expired();
+        }
         let (fails_at, status) = match record.failed {
             Some((at, status)) => (Some(at), status),
             None => (plan.fails_at, 500),
@@ -220,11 +243,14 @@ impl Owed {
             return Self::page(status);
         }
         let total: usize = plan.pieces.iter().sum();
-        let known = plan.total_known || plan.pieces.is_empty() || plan.file.is_some();
+        let spot = record.on_the_spot;
+        let known = plan.total_known || spot.is_some() || plan.pieces.is_empty() || plan.file.is_some();
         let length = plan.declared.or(known.then_some(total));
         let (framing, length) = match plan.status {
             204 => (Framing::Nothing, None),
             205 => (Framing::Length(0), Some(0)),
+            // As to GET, when the body is there to be measured.
+            _ if asked.is_head && spot == Some(true) && total > 0 => (Framing::Nothing, length),
             _ if plan.status == 304 || asked.is_head => (Framing::Nothing, plan.declared),
             _ => match length {
                 Some(length) => (Framing::Length(length), Some(length)),
@@ -255,6 +281,8 @@ impl Owed {
         Self {
             status: plan.status,
             page: false,
+            text: "",
+            retry: false,
             framing,
             length,
             body: (plan.start, bytes),
@@ -272,6 +300,8 @@ pub(super) struct End {
     pub(super) reset: bool,
     /// The client, or the order to leave, broke it.
     pub(super) broken: bool,
+    /// The client did.
+    pub(super) broken_by_client: bool,
     /// The worker was told to leave meanwhile.
     pub(super) stopped: bool,
 }
@@ -279,6 +309,7 @@ pub(super) struct End {
 fn compare(answer: &Answer, owed: &Owed, asked: Option<&Asked>, end: End) {
     let what = || format!("{answer:?}\nowed {owed:?}\nfor {:?}", asked.map(|asked| (asked.id, &asked.plan)));
     assert_eq!(answer.status, owed.status, "status: {}", what());
+    assert_eq!(answer.retry, owed.retry, "{}", what());
     if owed.page {
         assert!(answer.close, "{}", what());
         assert!(matches!(answer.framing, Framing::Length(_) | Framing::Nothing), "{}", what());
@@ -295,20 +326,73 @@ fn compare(answer: &Answer, owed: &Owed, asked: Option<&Asked>, end: End) {
     assert!(bytes_of(owed.body).starts_with(&answer.body), "body: {}", what());
 }
 
+/// Whether the connection's reset may have taken away what was on its way to the client, from answer number `count` on.
+fn may_be_cut(script: &Script, runners: &Runners, count: usize) -> bool {
+    let limits = runners.limits;
+    script.asked.iter().enumerate().any(|(index, asked)| {
+        let record = runners.record(asked.id);
+        // Only what is sent behind the last word meets a socket that nobody reads.
+        let talks_on = !is_silent_behind(script, index);
+        let turned_away = record.runs == 0 && limits.turns_away();
+        let reset = index >= count
+            && (asked.is_last_word() && talks_on && !runners.native && (record.runs == 1 || turned_away)
+                || record.runs == 1 && Owed::to(asked, runners).last == Last::Reset);
+        // It may even be there, and the application not be done.
+        reset || index + 1 >= count && was_cut_late(asked, runners)
+    })
+}
+
+/// Whether an answer had begun when the time of its request was over, and had not left.
+fn was_cut_late(asked: &Asked, runners: &Runners) -> bool {
+    let record = runners.record(asked.id);
+    let late = record.runs == 1 && record.took_ms >= runners.limits.request_ms;
+    late && !(record.expired || record.sent_all)
+}
+
+/// Whether the client sends nothing behind this request.
+fn is_silent_behind(script: &Script, index: usize) -> bool {
+    index + 1 == script.asked.len()
+        && !matches!(script.ending, Ending::Garbage | Ending::InHead(_) | Ending::InBody(_))
+}
+
 /// Compares the answers to a script with what was owed.
 pub(super) fn judge(reader: &Reader, script: &Script, runners: &Runners, end: End) {
     let cut_short = matches!(script.ending, Ending::InBody(_));
     let whole = script.asked.len() - usize::from(cut_short);
+    for asked in &script.asked {
+        let record = runners.record(asked.id);
+        let overdue = record.took_ms > runners.limits.request_ms.saturating_add(LATE_MS);
+        assert!(
+            !overdue || record.expired || record.sent_all || end.reset || end.broken,
+            "nobody has minded the time of request {}: {record:?}",
+            asked.id
+        );
+    }
+    if let Some(asked) = script.asked.last()
+        && (is_silent_behind(script, script.asked.len() - 1) && asked.body.1 == 0)
+        && (runners.record(asked.id).sent_all && Owed::to(asked, runners).complete)
+        && !end.broken_by_client
+    {
+        // Neither a deadline nor the end of the worker takes it back.
+        assert!(!end.reset && reader.answers.len() >= script.asked.len(), "an answer that had left was cut");
+    }
     // Whether the connection was to end behind the last answer, or could.
     let (mut over, mut may_be_over) = (false, false);
     let all = reader.answers.iter().map(|answer| (answer, true));
     let all = all.chain(reader.partial.iter().map(|answer| (answer, false)));
     let mut count = 0;
     for (index, (answer, complete)) in all.enumerate() {
-        assert!(!over, "an answer behind the last one: {answer:?}");
+        assert!(!over, "an answer behind the last one, number {index}: {answer:?}");
         count = index + 1;
         let asked = script.asked.get(index).map(|asked| &**asked);
         let owed = match asked {
+            Some(asked)
+                if runners.record(asked.id).runs == 0
+                    && runners.limits.turns_away()
+                    && answer.status == 503 =>
+            {
+                Owed::turned_away()
+            }
             // A body that never became complete, refused before anybody ran the request.
             Some(asked) if index >= whole && runners.record(asked.id).runs == 0 => {
                 Owed::page(if script.ending == Ending::InBody(true) { 408 } else { 400 })
@@ -323,6 +407,11 @@ pub(super) fn judge(reader: &Reader, script: &Script, runners: &Runners, end: En
         if complete {
             assert!(owed.complete, "a cut answer looks complete: {answer:?}\n{owed:?}");
             assert!(owed.page || answer.body.len() == owed.body.1, "{answer:?}\n{owed:?}");
+            let text = String::from_utf8_lossy(&answer.body);
+            assert!(
+                answer.framing == Framing::Nothing || !owed.page || text.contains(owed.text),
+                "{text}\n{owed:?}"
+            );
         } else if !end.broken {
             assert!(!owed.complete || end.reset, "an answer was cut: {answer:?}\n{owed:?}");
             assert!(
@@ -339,16 +428,20 @@ pub(super) fn judge(reader: &Reader, script: &Script, runners: &Runners, end: En
     if end.broken {
         return;
     }
+    if over
+        && end.reset
+        && let Some(asked) = script.asked.get(count - 1)
+        && (is_silent_behind(script, count - 1) && asked.body.1 == 0)
+    {
+        let cut = runners.record(asked.id).runs == 1 && Owed::to(asked, runners).last == Last::Reset;
+        assert!(cut || was_cut_late(asked, runners), "a reset for a client that was silent");
+    }
     // A client that goes on with a body that nobody reads is reset when the worker is tired of it.
     let may_be_over = over || may_be_over;
-    if end.reset && !may_be_over {
+    assert!(!(over && reader.in_head), "an answer behind the last one");
+    if end.reset && (!may_be_over || reader.in_head) {
         // A reset takes with it what is on its way: the answer that it cuts, and even some before it.
-        let mut behind = script.asked.iter().skip(count);
-        let cut = |asked: &Asked| {
-            runners.record(asked.id).runs == 1
-                && (asked.is_last_word() || Owed::to(asked, runners).last == Last::Reset)
-        };
-        assert!(behind.any(|asked| cut(asked)), "a reset instead of answer {count}");
+        assert!(may_be_cut(script, runners, count), "a reset instead of answer {count}");
         return;
     }
     assert!(!reader.in_head, "a head was cut");

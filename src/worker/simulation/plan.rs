@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use ::http::StatusCode;
+
 use super::{Dice, MATERIAL_BYTES, material};
 
 /// A part of the material: from, and how many bytes.
@@ -47,6 +49,8 @@ pub(super) struct Plan {
     pub(super) closes: bool,
     /// Sends its one piece as a file; the file lacks so many bytes of it.
     pub(super) file: Option<usize>,
+    /// Waits so many milliseconds before it sends this piece, or behind the last one before it is done.
+    pub(super) pause: Option<(usize, u64)>,
 }
 
 impl Plan {
@@ -66,7 +70,13 @@ impl Plan {
             abandons: false,
             closes: false,
             file: None,
+            pause: None,
         }
+    }
+
+    /// As a native service says it.
+    pub(super) fn code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).expect("a plain status")
     }
 
     fn roll(dice: &mut Dice, body: usize) -> Self {
@@ -282,6 +292,36 @@ impl Script {
         }
         script.end(dice, next_id, buffer, &mut pauses);
         script
+    }
+
+    /// Lets the application take about as long as it may for some of the answers, and longer for others.
+    pub(super) fn linger(&mut self, dice: &mut Dice, request_ms: u64) {
+        for asked in &mut self.asked {
+            let Some(Asked { plan, .. }) = Rc::get_mut(asked) else { continue };
+            let ms = match dice.below(4) {
+                0 => request_ms * 2 + dice.below(3_000) as u64,
+                1 => dice.below(1_000) as u64,
+                _ => request_ms - 3 + dice.below(6) as u64,
+            };
+            match dice.below(8) {
+                0 | 1 => plan.delay_ms = ms,
+                2 => plan.pause = Some((dice.below(plan.pieces.len() + 1), ms)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Leaves out what a native service cannot do: it tells a length with a body that is whole only, and is done when it
+    /// has given a file.
+    pub(super) fn simplify(&mut self) {
+        for asked in &mut self.asked {
+            let Some(Asked { plan, .. }) = Rc::get_mut(asked) else { continue };
+            plan.total_known = false;
+            if plan.file.is_some() {
+                plan.fails_at = plan.fails_at.filter(|at| *at == 0);
+                plan.reads_late = false;
+            }
+        }
     }
 
     /// A client that sends `bytes`, cut anywhere.

@@ -98,10 +98,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(index: usize, network: &Network, hub: &Rc<RefCell<Hub>>, dice: &mut Dice, buffer: usize) -> Self {
+    fn new(index: usize, network: &Network, hub: &Rc<RefCell<Hub>>, dice: &mut Dice, rules: Rules) -> Self {
         let sim = Sim::among(dice.roll(), network, index, WORKERS).unwrap();
         let pool = Arc::new(Pool::new(1, Recorder::default()));
-        let runners = Rc::new(RefCell::new(Runners::new(Arc::clone(&pool), network.clone(), dice.roll(), 1)));
+        let limits = limits(&rules);
+        let runners = Runners::new(Arc::clone(&pool), network.clone(), dice.roll(), 1, limits);
+        let runners = Rc::new(RefCell::new(runners));
         let clean = Rc::new(Cell::new(true));
         let driver = Interleaved {
             sim,
@@ -111,7 +113,7 @@ impl Worker {
             clean: Rc::clone(&clean),
             quiet: false,
         };
-        let port = Arc::new(Port::new(driver.waker()));
+        let port = Arc::new(Port::new(driver.waker()).expiring(limits.request_ms != u64::MAX));
         let door = |number: u16| Door {
             fd: File::open("/dev/null").unwrap().into(),
             listener: Arc::new(Listener::inet(([127, 0, 0, 1], 80 + number).into())),
@@ -122,7 +124,7 @@ impl Worker {
         let mut io = Io::new(
             Box::new(driver),
             vec![door(own)],
-            Arc::new(rules(buffer, 100)),
+            Arc::new(rules),
             Arc::clone(&pool),
             Arc::new(Nobody),
             Arc::clone(&port),
@@ -141,10 +143,12 @@ struct Town {
     hub: Rc<RefCell<Hub>>,
     workers: Vec<Worker>,
     clients: Vec<Client>,
+    /// Runners get stuck, and workers stand still, by chance.
+    by_chance: bool,
 }
 
 impl Town {
-    fn new(seed: u64, buffer: usize) -> Self {
+    fn new(seed: u64, rules: impl Fn() -> Rules) -> Self {
         let (_, network) = Sim::new(seed).unwrap();
         clock::simulate(Some(network.now_ms()));
         let mut dice = Dice(!seed);
@@ -157,8 +161,8 @@ impl Town {
             sent: 0,
         }));
         let workers =
-            (0..WORKERS).map(|index| Worker::new(index, &network, &hub, &mut dice, buffer)).collect();
-        Self { network, dice, hub, workers, clients: Vec::new() }
+            (0..WORKERS).map(|index| Worker::new(index, &network, &hub, &mut dice, rules())).collect();
+        Self { network, dice, hub, workers, clients: Vec::new(), by_chance: true }
     }
 
     fn connect(&mut self, script: Script) {
@@ -188,13 +192,13 @@ impl Town {
         }
         for index in 0..WORKERS {
             let worker = &mut self.workers[index];
-            if worker.stuck_ms <= now_ms {
+            if self.by_chance && worker.stuck_ms <= now_ms {
                 let stuck = self.dice.one_in(40);
                 worker.stuck_ms = now_ms + if stuck { 5 + self.dice.below(300) as u64 } else { 1 };
                 worker.runners.borrow_mut().set_threads(if stuck { 0 } else { 1 + self.dice.below(2) });
             }
             let stopped = worker.stopped_ms > now_ms;
-            if !stopped && self.dice.one_in(400) {
+            if self.by_chance && !stopped && self.dice.one_in(400) {
                 worker.stopped_ms = now_ms + self.dice.below(400) as u64;
             }
             self.hub.borrow_mut().stopped[index] = stopped;
@@ -259,10 +263,15 @@ impl Drop for Town {
 fn run_town(seed: u64) -> usize {
     let mut dice = Dice(seed ^ 0x5eed);
     let buffer = [1_000, 8_192, 65_536][dice.below(3)];
-    let mut town = Town::new(seed, buffer);
+    let rules = || hurry(seed, rules(buffer, 100));
+    let request_ms = rules().patience.request_ms;
+    let mut town = Town::new(seed, rules);
     let mut next_id = 0;
     for _ in 0..=dice.below(6) {
-        let script = Script::roll(&mut dice, &mut next_id, buffer);
+        let mut script = Script::roll(&mut dice, &mut next_id, buffer);
+        if request_ms != u64::MAX {
+            script.linger(&mut Dice(dice.clone().roll()), request_ms);
+        }
         town.connect(script);
     }
     town.run()
@@ -286,4 +295,28 @@ fn whoever_serves_a_client_it_gets_what_it_is_owed_under_every_seed() {
     }
     assert!(sent > 0, "nothing was handed over");
     eprintln!("{sent} connections were handed over in {seeds} runs");
+}
+
+/// It began anew: a request that was handed over in time could wait for twice as long as it may.
+#[test]
+fn the_time_that_a_request_may_wait_goes_on_in_the_other_worker() {
+    for seed in 0..40 {
+        let mut town = Town::new(seed, || Rules { queue_ms: 3_000, ..rules(8_192, 100) });
+        town.by_chance = false;
+        let start_ms = town.network.now_ms();
+        for worker in &town.workers {
+            worker.runners.borrow_mut().set_threads(0);
+        }
+        // It comes back when most of the time is over.
+        town.workers[1].stopped_ms = start_ms + 2_000;
+        let asked = tests::get(0, plan::Plan::plain());
+        let actions = vec![tests::send(&asked), plan::Action::AwaitAnswers(1)];
+        town.connect(Script::written(vec![asked], actions));
+        while !town.clients[0].is_done() {
+            town.step();
+        }
+        let waited_ms = town.network.now_ms() - start_ms;
+        assert!((3_000..3_300).contains(&waited_ms), "seed {seed}: {waited_ms} ms");
+        assert!(town.run() > 0, "seed {seed}: nothing was handed over");
+    }
 }

@@ -33,6 +33,17 @@ fn every_client_gets_exactly_what_it_is_owed_under_every_seed() {
 }
 
 #[test]
+fn every_client_of_a_service_gets_exactly_what_it_is_owed_under_every_seed() {
+    if let Some(seed) = number("RINGHORN_SIM_SEED") {
+        return run_service(seed);
+    }
+    let first = number("RINGHORN_SIM_FIRST").unwrap_or(0);
+    for seed in first..first + number("RINGHORN_SIM_SEEDS").unwrap_or(SEEDS) {
+        with_seed(seed, run_service);
+    }
+}
+
+#[test]
 fn one_seed_is_one_run() {
     let turns = |seed| {
         let mut world = World::new(seed, 2, BUFFER, 100);
@@ -45,7 +56,7 @@ fn one_seed_is_one_run() {
     }
 }
 
-fn get(id: u32, plan: Plan) -> Asked {
+pub(super) fn get(id: u32, plan: Plan) -> Asked {
     let head = format!("GET /r/{id} HTTP/1.1\r\nHost: a\r\n\r\n");
     Asked {
         id,
@@ -84,7 +95,7 @@ fn pieces(pieces: &[usize]) -> Plan {
 }
 
 /// Sends the whole request at once.
-fn send(asked: &Asked) -> Action {
+pub(super) fn send(asked: &Asked) -> Action {
     Action::Send([&asked.head[..], &asked.wire].concat())
 }
 
@@ -373,5 +384,119 @@ fn an_answer_until_close_that_leaving_cuts_does_not_look_complete() {
         world.stop = Some((40, Stop::Quick));
         world.run();
         assert!(world.cut_off, "seed {seed}: the script is too quick");
+    }
+}
+
+/// Rules with a deadline for requests, which may wait for half of it.
+fn hurried(request_ms: u64) -> Rules {
+    let patience = Patience { request_ms, ..Patience::ENDLESS };
+    Rules { patience, queue_ms: request_ms / 2, keep_heads: true, ..rules(BUFFER, 100) }
+}
+
+/// Runner and deadline at the same millisecond, in each order: the client gets one answer, and all of it.
+#[test]
+fn a_request_whose_time_is_over_has_one_answer() {
+    let (mut answered, mut expired) = (0, 0);
+    for seed in 0..4 * SCRIPT_SEEDS {
+        let mut world = World::with_rules(seed, 2, hurried(900));
+        let plan = Plan { delay_ms: 898 + seed % 4, ..pieces(&[30, 3_000]) };
+        let asked = vec![get(0, plan.clone()), get(1, plan)];
+        let mut actions: Vec<Action> = asked.iter().map(send).collect();
+        actions.push(Action::HalfClose);
+        world.connect(Script::written(asked, actions));
+        world.run();
+        let record = world.runners.borrow().record(0);
+        (answered, expired) = (answered + u32::from(!record.expired), expired + u32::from(record.expired));
+    }
+    assert!(answered > 0 && expired > 0, "{answered} answered, {expired} expired");
+}
+
+/// What the log and the client are told of a request was found by the time when it was complete; and that was moved on by
+/// the time in which the process stood still, so its client got no answer.
+#[test]
+fn a_request_expires_also_after_its_process_stood_still() {
+    for seed in 0..SCRIPT_SEEDS {
+        let mut world = World::with_rules(seed, 1, hurried(2_000));
+        let asked = get(0, Plan { delay_ms: 100_000, ..Plan::plain() });
+        let actions = vec![send(&asked), Action::AwaitAnswers(1)];
+        world.connect(Script::written(vec![asked], actions));
+        let start_ms = world.network.now_ms();
+        while world.network.now_ms() < start_ms + 1_000 {
+            assert!(world.step());
+        }
+        world.network.pass_ms(60_000);
+        world.run();
+        let record = world.runners.borrow().record(0);
+        assert!(record.expired, "seed {seed}: {record:?}");
+    }
+}
+
+/// The application is still in `close()` when the time of its request is over, or its worker's: the client, who is slow to
+/// read, had been sent all of the answer.
+#[test]
+fn an_answer_that_has_left_is_not_taken_back() {
+    for seed in 0..SCRIPT_SEEDS {
+        for stop in [None, Some((60, Stop::Quick))] {
+            let plan = Plan { closes: true, pause: Some((1, 50_000)), ..Plan::plain() };
+            let asked = get(0, plan);
+            let actions = vec![send(&asked), Action::Wait(40_000), Action::AwaitAnswers(1)];
+            let mut world = World::with_rules(seed, 1, hurried(if stop.is_none() { 900 } else { u64::MAX }));
+            world.stop = stop;
+            world.connect(Script::written(vec![asked], actions));
+            // Compares what came with what had left.
+            world.run();
+        }
+    }
+}
+
+/// Neither runs twice nor is lost what is turned away, and its bytes are nobody else's.
+#[test]
+fn what_waits_too_long_or_behind_too_many_is_turned_away() {
+    for seed in 0..SCRIPT_SEEDS {
+        let queue_max = if seed % 2 == 0 { 2 } else { usize::MAX };
+        let mut world = World::with_rules(seed, 1, Rules { queue_max, ..hurried(4_000) });
+        for id in 0..8 {
+            let asked = get(id, Plan { delay_ms: 1_500, ..Plan::plain() });
+            let actions = vec![send(&asked), Action::AwaitAnswers(1), Action::HalfClose];
+            world.connect(Script::written(vec![asked], actions));
+        }
+        world.run();
+        let ran = (0..8).filter(|id| world.runners.borrow().record(*id).runs == 1).count();
+        assert!((1..8).contains(&ran), "seed {seed}: {ran} ran");
+    }
+}
+
+/// The runners of a worker that ends take what waits before they leave: the application did what nobody could hear of, and
+/// what the client, who had met a reset, might have asked of somebody else by then.
+#[test]
+fn nothing_is_begun_for_clients_that_a_worker_leaves_behind() {
+    for seed in 0..SCRIPT_SEEDS {
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        for id in 0..4 {
+            let asked = get(id, Plan { delay_ms: 50_000, ..Plan::plain() });
+            let actions = vec![send(&asked), Action::AwaitAnswers(1)];
+            world.connect(Script::written(vec![asked], actions));
+        }
+        world.stop = Some((60, Stop::Quick));
+        world.run();
+        let ran = (0..4).filter(|id| world.runners.borrow().record(*id).runs == 1).count();
+        assert_eq!(ran, 1, "seed {seed}");
+    }
+}
+
+/// What the answers before had to wait for room was sent within the reading of what had been received; and there the end of
+/// the client's stream was acted on, as if nothing was left to read.
+#[test]
+fn a_half_close_behind_requests_to_a_service_loses_none() {
+    for seed in 0..SCRIPT_SEEDS {
+        let mut world = World::new(seed, 1, BUFFER, 100);
+        world.serve();
+        let late = get(0, Plan { delay_ms: 50, ..Plan::plain() });
+        let asked: Vec<Asked> =
+            std::iter::once(late).chain((1..30).map(|id| get(id, pieces(&[10])))).collect();
+        let mut actions: Vec<Action> = asked.iter().map(send).collect();
+        actions.push(Action::HalfClose);
+        world.connect(Script::written(asked, actions));
+        world.run();
     }
 }

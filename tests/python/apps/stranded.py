@@ -26,6 +26,9 @@ def app(environ, start_response):
     kind, _, gate = environ["PATH_INFO"][1:].partition("/")
     if kind == "block":
         wait_at(gate)
+    elif kind == "once":
+        with (GATES / "once.done").open("a") as book:
+            book.write(f"{gate}\n")
     answer = f"{os.getpid()} {environ['REMOTE_ADDR']} {environ['PATH_INFO']} ".encode() + body
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
     return [answer]
