@@ -477,9 +477,11 @@ impl Reply {
             return Ok(None);
         }
         let mut sent = 0;
-        // A whole answer that is one piece can wait for others. Of a longer one, the application may still be at work.
+        // A whole answer that is one piece can wait for others. Of a longer one, the application may still be at work; and
+        // one that ends its connection leaves with that end.
         let waits = self.sent_bytes == 0
             && body.is_empty()
+            && self.encoder.keep_alive()
             && (self.end.is_some() || self.encoder.is_body_done())
             && link.gathers();
         if !self.behind && !waits {
@@ -695,6 +697,18 @@ mod tests {
         answer(&mut reply, None);
         let _ = client.read_to_end(&mut got);
         assert!(got.ends_with(b"5\r\npiece\r\n"), "{}", got.escape_ascii());
+        reply.finish();
+        let _ = port.rise();
+        // Its end leaves with it.
+        port.rest(true);
+        link.reopen();
+        link.hand_over();
+        reply.begin(Arc::clone(&link), Version::Http11, false, false);
+        reply.start(b"200 OK").unwrap();
+        got.clear();
+        reply.send(b"last", Some(4), false, || unreachable_hold()).unwrap();
+        client.read_to_end(&mut got).unwrap();
+        assert!(got.ends_with(b"\r\n\r\nlast"), "{}", got.escape_ascii());
         reply.finish();
         let _ = port.rise();
         // From here on somebody has to be told.

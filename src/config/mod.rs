@@ -80,20 +80,6 @@ pub struct Program {
     pub native: bool,
 }
 
-impl<'a> Sources<'a> {
-    /// This process's environment, directory and CPUs, with `args` for its command line.
-    #[must_use]
-    pub fn of_process(args: &'a [OsString]) -> Self {
-        Self {
-            args,
-            env: &|name| std::env::var_os(name),
-            directory: Path::new("."),
-            cpus: &cpus::Available::of_this_process,
-            program: None,
-        }
-    }
-}
-
 /// Runs a config file and reads its names. `app::python` implements it.
 pub trait ConfigFile {
     /// Runs the file and gives its module-level names with their values, in any order. Names that

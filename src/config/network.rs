@@ -119,12 +119,6 @@ impl Trusted {
         self.everybody || self.networks.iter().any(|network| network.contains(&peer))
     }
 
-    /// Whether every peer is believed (`*`).
-    #[must_use]
-    pub const fn everybody(&self) -> bool {
-        self.everybody
-    }
-
     /// Reads a list of texts: addresses, networks whose host bits are zero, `*`.
     ///
     /// # Errors

@@ -39,20 +39,6 @@ impl Span {
         bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 
-    /// Number of bytes.
-    #[inline]
-    #[must_use]
-    pub const fn len(self) -> usize {
-        (self.end - self.start) as usize
-    }
-
-    /// Whether there is no byte in it.
-    #[inline]
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-
     /// Where `part`, a slice of what begins at address `base`, lies.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "`Policy::head_limit` is below 2^30 bytes")]

@@ -28,7 +28,7 @@ pub use body::BodyDecoder;
 pub use date::imf_fixdate;
 pub use head::{Field, Framing, Head, Scheme, Span, Version, relax};
 pub use policy::{HeaderMap, Policy};
-pub use proxy::{PROXY_BYTES_MAX, ProxyInfo, ProxyMode, parse_proxy};
+pub use proxy::{ProxyInfo, ProxyMode, parse_proxy};
 pub use refusal::Refusal;
 pub use response::{CONTINUE, EARLY_HINTS, Encoder, End, Piece, ResponseError, error_page, hint, reason};
 pub use scan::percent_decode;

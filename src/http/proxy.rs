@@ -20,9 +20,6 @@ const V1_BYTES_MAX: usize = 107;
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED_BYTES: usize = 16;
 
-/// Largest header that is accepted, in bytes: what a connection may have to hold of one.
-pub const PROXY_BYTES_MAX: usize = V2_FIXED_BYTES + PROXY_TAIL_BYTES_MAX;
-
 /// Which versions are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyMode {

@@ -76,8 +76,6 @@ impl fmt::Display for LocalAddr {
 pub struct WorkerListener {
     /// The listening socket: blocking mode, close-on-exec.
     pub fd: OwnedFd,
-    /// The setting it comes from.
-    pub bind: Bind,
     /// Where it listens.
     pub local: LocalAddr,
     /// Whether other workers accept from the same socket.
@@ -436,15 +434,15 @@ impl Listeners {
     pub(super) fn into_worker(self, slot: usize) -> (Vec<WorkerListener>, Vec<SiblingListener>) {
         let mut own = Vec::new();
         let mut siblings = Vec::new();
-        for Group { bind, local, sockets } in self.groups {
+        for Group { local, sockets, .. } in self.groups {
             match sockets {
                 Sockets::Shared(fd, _) => {
-                    own.push(WorkerListener { fd, bind, local, accepting: Accepting::Shared });
+                    own.push(WorkerListener { fd, local, accepting: Accepting::Shared });
                 }
                 Sockets::PerSlot(sockets) => {
                     for (owner, fd) in sockets.into_iter().enumerate() {
-                        let (bind, local) = (bind.clone(), local.clone());
-                        let listener = WorkerListener { fd, bind, local, accepting: Accepting::Alone };
+                        let local = local.clone();
+                        let listener = WorkerListener { fd, local, accepting: Accepting::Alone };
                         if owner == slot {
                             own.push(listener);
                         } else {
@@ -1121,10 +1119,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.sock");
         let binds = vec![tcp("127.0.0.1", 0), Bind::Unix(path.clone()), tcp("127.0.0.1", 0)];
-        let listeners = open_now(&settings(binds.clone(), 2)).unwrap();
-        assert_eq!(listeners.addresses().count(), 3);
+        let listeners = open_now(&settings(binds, 2)).unwrap();
+        let addresses: Vec<_> = listeners.addresses().cloned().collect();
+        assert_eq!((addresses.len(), &addresses[1]), (3, &LocalAddr::Unix(path)));
         let (own, siblings) = listeners.into_worker(0);
-        assert_eq!(own.iter().map(|listener| listener.bind.clone()).collect::<Vec<_>>(), binds);
+        assert_eq!(own.iter().map(|listener| listener.local.clone()).collect::<Vec<_>>(), addresses);
         assert_eq!(siblings.len(), 2);
         assert_ne!(own[0].local, own[2].local);
     }

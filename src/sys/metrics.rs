@@ -150,22 +150,6 @@ impl Times {
         let buckets = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
         buckets.map(|(bucket, count)| ((floor_ns(bucket) + floor_ns(bucket + 1)) / 2, *count))
     }
-
-    /// The time that `part` (0 to 1) of all times do not exceed, in nanoseconds; 0 without any.
-    #[must_use]
-    pub fn quantile(&self, part: f64) -> u64 {
-        let count = self.count();
-        #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
-        let wanted = ((count as f64 * part.clamp(0.0, 1.0)).ceil() as u64).max(1);
-        let mut seen = 0;
-        for (bucket, number) in self.buckets.iter().enumerate() {
-            seen += number;
-            if seen >= wanted {
-                return (floor_ns(bucket) + floor_ns(bucket + 1)) / 2;
-            }
-        }
-        0
-    }
 }
 
 /// What one worker counts: 12 KiB. Several cache lines apart from every other worker's.
@@ -290,14 +274,14 @@ mod tests {
             let mut times = Times::default();
             times.merge(&histogram);
             assert_eq!((times.count(), times.sum_ns), (1, ns));
-            let told = times.quantile(0.5);
+            let told = times.filled().next().map_or(0, |(time, _)| time);
             assert!(told.abs_diff(ns) <= ns / 16, "{ns} is told as {told}");
             assert_eq!((times.count_to(ns - ns / 16), times.count_to(ns + ns / 16)), (0, 1), "{ns}");
         }
     }
 
     #[test]
-    fn quantiles_are_of_all_that_was_merged() {
+    fn times_are_all_that_was_merged() {
         let (quick, slow) = (Histogram::default(), Histogram::default());
         for _ in 0..98 {
             quick.record(1_000_000);
@@ -305,16 +289,14 @@ mod tests {
         slow.record(2_000_000_000);
         slow.record(u64::MAX / 4);
         let mut times = Times::default();
-        assert_eq!((times.count(), times.quantile(0.99)), (0, 0));
+        assert_eq!((times.count(), times.filled().count()), (0, 0));
         times.merge(&quick);
         times.merge(&slow);
         assert_eq!(times.count(), 100);
         let filled: Vec<(u64, u64)> = times.filled().collect();
         assert_eq!(filled.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [98, 1, 1]);
         assert!(filled[0].0.abs_diff(1_000_000) < 65_000 && filled.is_sorted());
-        assert!(times.quantile(0.5).abs_diff(1_000_000) < 65_000);
-        assert!(times.quantile(0.98).abs_diff(1_000_000) < 65_000);
-        assert!(times.quantile(0.99).abs_diff(2_000_000_000) < 125_000_000);
+        assert!(filled[1].0.abs_diff(2_000_000_000) < 125_000_000);
         assert_eq!(times.count_to(u64::MAX), 99, "what is longer than all buckets is below no bound");
     }
 
