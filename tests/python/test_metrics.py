@@ -400,6 +400,8 @@ def test_the_access_log_as_json(serve, tmp_path):
     environ = site.get("/environ?a=b%22c", f"traceparent: {parent}", 'User-Agent: "x"\\', "Referer: \t\xe9").json()["environ"]
     assert environ["HTTP_TRACEPARENT"] == parent
     site.get("/status/404", "Authorization: Basic YWxpY2U6c2VjcmV0")
+    # The lines of requests that are refused come from another thread.
+    wait_until(lambda: len(lines(log)) == 2, "two lines")
     site.ask(b"GET / HTTP/1.1\r\n\r\n")
     wait_until(lambda: len(lines(log)) == 3, "three lines")
     first, second, refused = lines(log)
