@@ -5,6 +5,9 @@
 //! object that is used again as long as no application kept it; head and body of a short answer leave in
 //! one `send(2)`; the interpreter lock is held from one request to the next.
 
+#[cfg(feature = "simulation")]
+pub(super) mod environs;
+
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
