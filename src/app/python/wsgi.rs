@@ -368,6 +368,8 @@ fn send_piece(
     if !reply.is_started() {
         return Err(never_started());
     }
+    // Not only behind an answer: one that is made for hours would keep every piece that the client was too slow for.
+    bury(py);
     match reply.send(bytes, total, more, || hold(piece)) {
         Ok(Sent::Full) => {
             detached(py, &mut || reply.wait());
@@ -787,6 +789,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
 impl Runner for WsgiRunner<'_, '_> {
     fn run(&mut self, exchange: &mut Exchange) {
         let (py, wsgi) = (self.py, self.wsgi);
+        // Two threads guarantee what PEP 3333 asks for: what the application has given goes on its way while it makes more.
+        exchange.reply.hold_pieces();
         let mut length = None;
         let input = match std::mem::take(&mut exchange.request.body) {
             Body::Empty => Ok(self.no_input.clone()),
