@@ -269,5 +269,12 @@ pub const CONTROL_PATIENCE_MS: u64 = 5_000;
 /// Milliseconds that a client of the control socket may be silent between two requests; gunicorn's.
 pub const CONTROL_IDLE_MS: u64 = 300_000;
 
+/// Seconds that workers go on counting after somebody asked for their load: the most that may be asked for, twice the
+/// longest interval of `ringhorn top` and some more. Whoever looks once and leaves costs the server no more than that.
+pub const LOAD_WATCH_SECONDS_MAX: u64 = 150;
+
+/// As many when the question does not say.
+pub const LOAD_WATCH_SECONDS: u64 = 10;
+
 /// Control sockets of one directory that are looked at.
 pub const CONTROL_NAMES_MAX: usize = 64;

@@ -130,8 +130,12 @@ pub(super) struct Io {
     expired: Vec<Token>,
     /// What is answered here, if anything.
     status: Option<Status>,
-    /// Where to count, if somebody asks for metrics.
+    /// Where to count while somebody looks.
     meter: Option<Meter>,
+    /// Somebody looks.
+    counting: bool,
+    /// Somebody wants to know how long requests take.
+    timed: bool,
     /// Gives requests their ids, if somebody wants them.
     request_ids: Option<RequestIds>,
     /// Connections to the metrics address.
@@ -176,6 +180,7 @@ impl Io {
         let observer_port = Arc::new(Port::new(driver.waker()));
         let overdue = Overdue::new(rules.patience, now_ms);
         let reporter = Reporter::new(&pool, Arc::clone(&app));
+        let timed = rules.timed;
         Self {
             driver,
             now_ms,
@@ -222,6 +227,8 @@ impl Io {
             expired: Vec::new(),
             status: None,
             meter: None,
+            counting: false,
+            timed,
             request_ids: None,
             observers: 0,
             unobserved_turns: None,
@@ -233,9 +240,37 @@ impl Io {
         }
     }
 
-    /// From now on answers what `status` says, and counts with `meter`.
+    /// From now on answers what `status` says, and counts with `meter` while that is wanted.
     pub(super) fn observe(&mut self, status: Option<Status>, meter: Option<Meter>) {
         (self.status, self.meter) = (status, meter);
+        self.heed_meter();
+    }
+
+    /// Begins to count when somebody looks, and stops when nobody does.
+    fn heed_meter(&mut self) {
+        let Some(meter) = &self.meter else { return };
+        let wanted = meter.is_wanted(self.now_ms);
+        if wanted == self.counting {
+            return;
+        }
+        (self.counting, self.timed) = (wanted, wanted || self.rules.timed);
+        if let Some(inline) = &mut self.inline {
+            inline.count(wanted);
+        }
+        if wanted {
+            self.pool.count(true);
+            // What happened while nobody looked is not counted afterwards.
+            self.metered = (self.port.sent_bytes(), self.driver.buffer_waits());
+            self.look_ms = self.now_ms;
+            self.publish();
+        }
+        if let Some(meter) = &self.meter {
+            // Who reads this knows that the rest is up to date.
+            meter.counting.set(u64::from(wanted));
+        }
+        if !wanted {
+            self.pool.count(false);
+        }
     }
 
     /// From now on gives every request an id.
@@ -309,6 +344,7 @@ impl Io {
         }
         self.now_ms = self.driver.now_ms();
         self.turn_ns = None;
+        self.heed_meter();
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
         let mut reports = std::mem::take(&mut self.reports);
@@ -364,7 +400,7 @@ impl Io {
         if self.waiting > 0 && self.rules.queue_ms != u64::MAX {
             self.turn_away_late();
         }
-        if self.meter.is_some() {
+        if self.counting {
             self.publish();
         }
         if self.overdue.next_ms() <= self.now_ms {
@@ -459,7 +495,7 @@ impl Io {
         let Some(listener) = self.listener(at) else { return };
         let observer = self.doors.get(at).is_some_and(|door| door.observer);
         // Here, and not where it is taken on: it may be by a sibling, now or later.
-        if let Some(meter) = self.meter.as_ref().filter(|_| !observer) {
+        if let Some(meter) = self.meter.as_ref().filter(|_| self.counting && !observer) {
             meter.accepted.add(1);
         }
         if observer || !self.pass_on(&listener, &socket) {
@@ -595,7 +631,8 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
-        if let Some(meter) = &self.meter
+        if self.counting
+            && let Some(meter) = &self.meter
             && !conn.observer
         {
             meter.received_bytes.add(bytes.len() as u64);
@@ -853,7 +890,7 @@ impl Io {
                 self.write(token);
             }
         }
-        if self.rules.timed {
+        if self.timed {
             // If it comes to no application: from here on it counts.
             exchange.request.received_ns = clock::monotonic_ns();
         }
@@ -903,7 +940,7 @@ impl Io {
         if let Some(request_ids) = &mut self.request_ids {
             request_ids.identify(&mut exchange);
         }
-        if self.rules.timed {
+        if self.timed {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
@@ -1161,7 +1198,8 @@ impl Io {
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
-        if let Some(meter) = &self.meter
+        if self.counting
+            && let Some(meter) = &self.meter
             && !conn.observer
         {
             meter.refused[status_index(refused.status)].add(1);
@@ -1183,7 +1221,7 @@ impl Io {
     /// Refuses a request for its head, with which `input` begins; tells of it if the head was read.
     fn refuse_head(&mut self, token: Token, refused: &Refusal, mut exchange: Box<Exchange>, input: &[u8]) {
         let head = &exchange.request.head;
-        if head.is_read && self.rules.timed {
+        if head.is_read && self.timed {
             let last = head.fields.last().map_or(head.target, |field| field.value);
             let lines = input.get(..last.end as usize).unwrap_or(input);
             exchange.request.bytes.extend_from_slice(lines);
@@ -1220,7 +1258,7 @@ impl Io {
 
     /// Tells those who log of a request that no application sees.
     fn tell_of(&mut self, mut exchange: Box<Exchange>, link: Arc<Link>, status: u16, body_bytes: u64) {
-        if !self.rules.timed {
+        if !self.timed {
             exchange.clear();
             self.blank = Some(exchange);
             return;
