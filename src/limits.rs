@@ -18,6 +18,19 @@ pub const COALESCE_BYTES_MAX: usize = 16 * 1024;
 /// hundred nanoseconds: as much as copying this.
 pub const REST_COPY_BYTES_MAX: usize = 4 * 1024;
 
+/// Microseconds after the last part of an answer has left, in which the pieces that follow are kept back, to leave
+/// together. Each by itself costs a system call, and often a wake-up of the client.
+pub const HOLD_US: u64 = 200;
+
+/// Milliseconds after which the I/O thread sends what is kept back: an application that pauses between two pieces, or
+/// that blocks, delays none of them for longer.
+pub const HOLD_MS: u64 = 1;
+
+/// Bytes of an answer that are kept back at most: then they leave. An application that makes pieces reaches no more in
+/// [`HOLD_US`]. A body of 1 MiB in pieces of 64 KiB took 376 microseconds of CPU without, 321 with 256 KiB, 232 with 512 KiB
+/// and 150 with this.
+pub const HOLD_BYTES_MAX: usize = 1024 * 1024;
+
 /// Unsent response bytes of one connection above which the runner waits before it takes the next
 /// piece from the application.
 pub const RESPONSE_QUEUE_BYTES: usize = 256 * 1024;

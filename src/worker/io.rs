@@ -32,8 +32,9 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, HOLD_MS,
+    LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS,
+    ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -43,6 +44,10 @@ use crate::sys::shared::Meter;
 /// Turns after accepting ended in which a connection may still be delivered: one that submits the end, one that
 /// brings what was on its way.
 const CLOSED_TURNS: u8 = 2;
+
+/// Milliseconds that the I/O thread looks for more pieces that are kept back, behind the last ones: an application that
+/// gives some gives more.
+const WATCH_MS: u64 = 2;
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -118,6 +123,8 @@ pub(super) struct Io {
     rested: bool,
     /// Runners have reported meanwhile, and woken nobody.
     pub(super) reported: bool,
+    /// When pieces that were kept back were last heard of, while it looks every [`HOLD_MS`] whether there are more.
+    watches: Option<u64>,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
@@ -214,6 +221,7 @@ impl Io {
             balance: None,
             rested: false,
             reported: false,
+            watches: None,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
@@ -323,6 +331,10 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
+        if self.watches.is_some_and(|heard_ms| self.now_ms > heard_ms + WATCH_MS) {
+            self.watches = None;
+            self.reported |= self.port.watch(false);
+        }
         let timeout = if self.reported { Duration::ZERO } else { self.timeout() };
         (self.rested, self.reported) = (false, false);
         let mut events = std::mem::take(&mut self.events);
@@ -336,7 +348,12 @@ impl Io {
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
         let mut reports = std::mem::take(&mut self.reports);
-        self.port.collect(&mut reports);
+        if self.port.collect(&mut reports) {
+            if self.watches.is_none() {
+                let _ = self.port.watch(true);
+            }
+            self.watches = Some(self.now_ms);
+        }
         for token in reports.drain(..) {
             self.look(token);
         }
@@ -433,6 +450,9 @@ impl Io {
         let mut ms = HEARTBEAT_MS;
         if self.waiting > 0 {
             ms = if self.rested { 0 } else { BATCH_CHECK_MS };
+        }
+        if self.watches.is_some() {
+            ms = ms.min(HOLD_MS);
         }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS })
             || self.unobserved_turns.is_some_and(|turns| turns < CLOSED_TURNS)
@@ -1394,6 +1414,16 @@ impl Io {
     /// When the wheel's next entry is due.
     pub(super) fn next_entry_ms(&self) -> Option<u64> {
         self.wheel.next_ms()
+    }
+
+    /// The longest time that pieces have been kept back on a connection, now or before the I/O thread sent them.
+    pub(super) fn longest_held_ms(&mut self) -> u64 {
+        let mut longest_ms = self.port.longest_held_ms.load(Ordering::Relaxed);
+        for token in self.conns.tokens() {
+            let since_ms = self.conns.get(token).and_then(|conn| conn.link.held_since_ms());
+            longest_ms = longest_ms.max(since_ms.map_or(0, |since_ms| self.now_ms - since_ms));
+        }
+        longest_ms
     }
 
     /// For each connection: bytes of input, of the answer, and of the streamed body that it holds.

@@ -526,7 +526,11 @@ impl Pool {
             drop(queue);
             let wakeup = self.rest.park_timeout(slice);
             queue = lock(&self.queue);
-            if wakeup == Wakeup::Woken || queue.rested == queue.taken || queue.ready.is_empty() {
+            if wakeup == Wakeup::Woken
+                || queue.rested == queue.taken
+                || queue.ready.is_empty()
+                || port.has_held()
+            {
                 break;
             }
         }
