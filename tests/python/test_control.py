@@ -159,6 +159,8 @@ def test_errors_say_what_to_do(tmp_path, runtime):
     assert "ENOENT" in ctl(runtime, "-s", tmp_path / "none", "ping", code=1)
     assert "no process" in ctl(runtime, "--pid", 2**22 + 1, "ping", code=1)
     assert "pidfile" in ctl(runtime, "--pid", tmp_path / "none", "ping", code=1)
+    (tmp_path / "pid").write_text("1\n")
+    assert "is no socket; `--pid`" in ctl(runtime, "-s", tmp_path / "pid", "ping", code=1)
     assert "--help" in ctl(runtime, "--such", code=2)
 
 

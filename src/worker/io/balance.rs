@@ -302,11 +302,12 @@ impl Io {
                 foreign.rests = true;
             }
         }
-        if balance.shut || self.crowded || self.accept_again_ms.is_some() {
+        if self.crowded || self.accept_again_ms.is_some() {
             return;
         }
         for (index, door) in self.doors.iter().enumerate() {
-            if !door.observer && door.has_waiting() {
+            // The metrics address is everybody's, and is asked most when a worker hangs.
+            if (door.observer || !balance.shut) && door.has_waiting() {
                 balance.reopen = true;
                 self.driver.stop_accept(index);
             }
