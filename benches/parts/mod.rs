@@ -58,7 +58,8 @@ pub(crate) fn parts() -> Vec<Part> {
         #[cfg(feature = "python")]
         part("environ/browser", None, environ(BROWSER)),
         part("response/three fields", None, response()),
-        part("access line", None, access_line()),
+        part("access line", None, access_line(ACCESS_FORMAT)),
+        part("access line/json", None, access_line("json")),
         part("timing wheel/reschedule", None, wheel()),
         part("request/simulated ring", None, request(Steady::alone())),
     ]
@@ -167,6 +168,7 @@ impl AccessRecord for Record {
 
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
         match name {
+            b"host" => Some(b"www.example.org"),
             b"referer" => Some(b"https://www.example.org/guestbook/"),
             b"user-agent" => Some(b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
             _ => None,
@@ -178,8 +180,8 @@ impl AccessRecord for Record {
     }
 }
 
-fn access_line() -> Box<dyn FnMut()> {
-    let format = AccessFormat::parse(ACCESS_FORMAT).unwrap();
+fn access_line(format: &str) -> Box<dyn FnMut()> {
+    let format = AccessFormat::parse(format).unwrap();
     let mut line = Vec::with_capacity(1024);
     Box::new(move || {
         line.clear();

@@ -88,11 +88,11 @@ pub fn unix_now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Milliseconds since 1970-01-01 00:00:00 UTC.
+/// Nanoseconds since 1970-01-01 00:00:00 UTC. A clock set before that gives 0.
 #[must_use]
-pub fn unix_millis() -> u64 {
+pub fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// `2026-11-22T07:59:29` in UTC, `unix` seconds after 1970. Source: RFC 3339, without the offset.
