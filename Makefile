@@ -93,6 +93,7 @@ lint: $(VENV)/.python
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --features simulation --bench request --bench instructions -- -D warnings
+	PYO3_PYTHON=$(bin)/python cargo clippy --locked --features simulation,python --bench request --bench instructions -- -D warnings
 	PYO3_PYTHON=$(bin)/python cargo clippy --locked --all-targets --features python,tower -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps --features tower
 	cargo fmt --check --manifest-path loadtest/Cargo.toml
@@ -101,9 +102,17 @@ lint: $(VENV)/.python
 rust-test:
 	cargo test --locked --features tower,top
 
-# Every benchmark once, to see that it still runs.
-bench-test:
-	cargo test --locked --features simulation --bench request --bench instructions
+# Every benchmark once, to see that it still runs. Building environs needs an interpreter in the program, and so a Python that
+# comes with its library.
+bench-test: $(VENV)/.python
+	@library="$$($(bin)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") + "/" + s.get_config_var("LDLIBRARY"))')"; \
+	if [[ $$library == *.so* && -e $$library ]]; then \
+	  PYO3_PYTHON=$(bin)/python LD_LIBRARY_PATH="$${library%/*}$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" \
+	    cargo test --locked --features simulation,python --bench request --bench instructions; \
+	else \
+	  echo "warning: $(PYTHON) has no shared library ($$library): the bench of environs is left out" >&2; \
+	  cargo test --locked --features simulation --bench request --bench instructions; \
+	fi
 
 # The load generator is a workspace of its own, so that the server's build knows nothing of its dependencies. Not --locked: its
 # lock has the server's dependencies for a bench, and whoever changes those shall not have to think of it.

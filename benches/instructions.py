@@ -7,17 +7,21 @@ is run twice under callgrind, with different counts: what start and end take is 
     python3 benches/instructions.py             compare with benches/instructions.txt; exit code 1 if one grew
     python3 benches/instructions.py --bless     write benches/instructions.txt anew
 
-It needs valgrind. Another compiler gives other numbers, so its version stands beside them.
+It needs valgrind, and a Python with a shared library: the one that runs this, whose interpreter builds the environs.
+Another compiler or another Python gives other numbers, so their versions stand beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +31,15 @@ TABLE = ROOT / "benches" / "instructions.txt"
 GROWTH_MAX = 0.02
 FEW, MANY = 200, 1200
 
+LIBRARY = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDLIBRARY"))
+ENVIRONMENT = {
+    **os.environ,
+    "PYO3_PYTHON": sys.executable,
+    "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(LIBRARY.parent), os.getenv("LD_LIBRARY_PATH")])),
+    # Where the keys of a dict collide, and so what it costs, shall not change from run to run.
+    "PYTHONHASHSEED": "0",
+}
+
 
 def build() -> Path:
     """The program, with optimisation as it is shipped."""
@@ -35,13 +48,18 @@ def build() -> Path:
         "bench",
         "--locked",
         "--features",
-        "simulation",
+        "simulation,python",
         "--bench",
         "instructions",
         "--no-run",
     ]
     done = subprocess.run(
-        [*command, "--message-format=json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--message-format=json"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     for line in done.stdout.splitlines():
         message = json.loads(line)
@@ -53,7 +71,7 @@ def build() -> Path:
 def collected(words: list[str]) -> int:
     """Instructions of a run."""
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or not found:
         sys.exit(f"error: {' '.join(words)}: {done.stderr[-500:]}")
@@ -62,7 +80,7 @@ def collected(words: list[str]) -> int:
 
 def measure(program: Path) -> dict[str, float]:
     names = subprocess.run(
-        [program, "--list"], capture_output=True, text=True, check=True
+        [program, "--list"], env=ENVIRONMENT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     found = {}
     for name in names:
@@ -72,8 +90,9 @@ def measure(program: Path) -> dict[str, float]:
     return found
 
 
-def compiler() -> str:
-    return subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+def versions() -> str:
+    rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{rustc}, CPython {platform.python_version()}"
 
 
 def read() -> tuple[str, dict[str, float]]:
@@ -84,8 +103,8 @@ def read() -> tuple[str, dict[str, float]]:
 
 def compare(found: dict[str, float]) -> int:
     by, before = read()
-    if by != compiler():
-        print(f"\nnote: the table is by {by}, this is {compiler()}")
+    if by != versions():
+        print(f"\nnote: the table is by {by}, this is {versions()}")
     grown = 0
     for name, count in found.items():
         if name not in before:
@@ -107,10 +126,12 @@ def main() -> int:
     args = parser.parse_args()
     if not shutil.which("valgrind"):
         sys.exit("error: valgrind is not there\n  hint: apt install valgrind")
+    if ".so" not in LIBRARY.name or not LIBRARY.exists():
+        sys.exit(f"error: {sys.executable} has no shared library ({LIBRARY})\n  hint: run this with another Python")
     found = measure(build())
     if args.bless:
         rows = "".join(f"{name:<36} {count:>12.1f}\n" for name, count in found.items())
-        TABLE.write_text(f"# {compiler()}\n{rows}")
+        TABLE.write_text(f"# {versions()}\n{rows}")
         return 0
     return compare(found)
 

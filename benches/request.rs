@@ -1,4 +1,5 @@
-//! Times the parts of a request: `cargo bench --features simulation --bench request`.
+//! Times the parts of a request: `cargo bench --features simulation --bench request`. With the feature `python` one of
+//! them is building an environ, which needs a Python that can be linked to (`PYO3_PYTHON`).
 //!
 //! A machine with company times nothing well; `instructions` counts what does not drift.
 

@@ -18,6 +18,19 @@ pub const COALESCE_BYTES_MAX: usize = 16 * 1024;
 /// hundred nanoseconds: as much as copying this.
 pub const REST_COPY_BYTES_MAX: usize = 4 * 1024;
 
+/// Microseconds after the last part of an answer has left, in which the pieces that follow are kept back, to leave
+/// together. Each by itself costs a system call, and often a wake-up of the client.
+pub const HOLD_US: u64 = 200;
+
+/// Milliseconds after which the I/O thread sends what is kept back: an application that pauses between two pieces, or
+/// that blocks, delays none of them for longer.
+pub const HOLD_MS: u64 = 1;
+
+/// Bytes of an answer that are kept back at most: then they leave. An application that makes pieces reaches no more in
+/// [`HOLD_US`]. A body of 1 MiB in pieces of 64 KiB took 376 microseconds of CPU without, 321 with 256 KiB, 232 with 512 KiB
+/// and 150 with this.
+pub const HOLD_BYTES_MAX: usize = 1024 * 1024;
+
 /// Unsent response bytes of one connection above which the runner waits before it takes the next
 /// piece from the application.
 pub const RESPONSE_QUEUE_BYTES: usize = 256 * 1024;
@@ -255,6 +268,13 @@ pub const CONTROL_PATIENCE_MS: u64 = 5_000;
 
 /// Milliseconds that a client of the control socket may be silent between two requests; gunicorn's.
 pub const CONTROL_IDLE_MS: u64 = 300_000;
+
+/// Seconds that workers go on counting after somebody asked for their load: the most that may be asked for, twice the
+/// longest interval of `ringhorn top` and some more. Whoever looks once and leaves costs the server no more than that.
+pub const LOAD_WATCH_SECONDS_MAX: u64 = 150;
+
+/// As many when the question does not say.
+pub const LOAD_WATCH_SECONDS: u64 = 10;
 
 /// Control sockets of one directory that are looked at.
 pub const CONTROL_NAMES_MAX: usize = 64;

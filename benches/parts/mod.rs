@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::hint::black_box;
 use std::time::Duration;
 
+#[cfg(feature = "python")]
+use ringhorn::app::python::Environs;
 use ringhorn::http::{BodyDecoder, Encoder, Framing, Head, Policy, Version, imf_fixdate};
 use ringhorn::observe::{AccessFormat, AccessRecord};
 use ringhorn::ring::{TICK_MS, Token, Wheel};
@@ -51,8 +53,13 @@ pub(crate) fn parts() -> Vec<Part> {
         part("head/small", Some(SMALL.len()), head(SMALL)),
         part("head/browser", Some(BROWSER.len()), head(BROWSER)),
         part("chunked/64 of 1 KiB", Some(chunked.len()), chunks(chunked)),
+        #[cfg(feature = "python")]
+        part("environ/small", None, environ(SMALL)),
+        #[cfg(feature = "python")]
+        part("environ/browser", None, environ(BROWSER)),
         part("response/three fields", None, response()),
-        part("access line", None, access_line()),
+        part("access line", None, access_line(ACCESS_FORMAT)),
+        part("access line/json", None, access_line("json")),
         part("timing wheel/reschedule", None, wheel()),
         part("request/simulated ring", None, request(Steady::alone())),
     ]
@@ -93,6 +100,13 @@ fn chunks(body: Vec<u8>) -> Box<dyn FnMut()> {
         out.clear();
         black_box(BodyDecoder::new(Framing::Chunked, &policy).decode(black_box(&body), &mut out).unwrap());
     })
+}
+
+#[cfg(feature = "python")]
+fn environ(head: &'static [u8]) -> Box<dyn FnMut()> {
+    // Only where it is asked for: the interpreter takes its time to start, most of all under valgrind.
+    let mut environs = None;
+    Box::new(move || environs.get_or_insert_with(|| Environs::new(head)).build())
 }
 
 fn response() -> Box<dyn FnMut()> {
@@ -154,6 +168,7 @@ impl AccessRecord for Record {
 
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
         match name {
+            b"host" => Some(b"www.example.org"),
             b"referer" => Some(b"https://www.example.org/guestbook/"),
             b"user-agent" => Some(b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
             _ => None,
@@ -165,8 +180,8 @@ impl AccessRecord for Record {
     }
 }
 
-fn access_line() -> Box<dyn FnMut()> {
-    let format = AccessFormat::parse(ACCESS_FORMAT).unwrap();
+fn access_line(format: &str) -> Box<dyn FnMut()> {
+    let format = AccessFormat::parse(format).unwrap();
     let mut line = Vec::with_capacity(1024);
     Box::new(move || {
         line.clear();

@@ -15,7 +15,7 @@ use std::task;
 
 use super::{BodyError, Listener, Peer, Progress};
 use crate::http;
-use crate::limits::{RESPONSE_QUEUE_BYTES, RESPONSE_QUEUES_BYTES};
+use crate::limits::{COALESCE_BYTES_MAX, HOLD_BYTES_MAX, RESPONSE_QUEUE_BYTES, RESPONSE_QUEUES_BYTES};
 use crate::ring::{Socket, Token, Waker};
 use crate::sync::lock;
 use crate::sys::clock;
@@ -65,6 +65,9 @@ pub struct Port {
     expires: bool,
     /// Bytes that left through [`Link::flush`] and [`Link::say`]: not by the quick way.
     sent_bytes: AtomicU64,
+    /// The longest time that pieces were kept back until the I/O thread looked, for simulations to judge.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) longest_held_ms: AtomicU64,
 }
 
 #[derive(Default)]
@@ -72,6 +75,10 @@ struct Reports {
     tokens: Vec<Token>,
     /// The I/O thread rests where the waker does not reach it, and looks at the reports next.
     resting: bool,
+    /// The I/O thread looks at the reports at least every [`HOLD_MS`](crate::limits::HOLD_MS).
+    watching: bool,
+    /// One of the tokens has pieces that were kept back.
+    held: bool,
 }
 
 impl Port {
@@ -86,6 +93,8 @@ impl Port {
             queued_bytes: AtomicUsize::new(0),
             expires: false,
             sent_bytes: AtomicU64::new(0),
+            #[cfg(any(test, feature = "simulation"))]
+            longest_held_ms: AtomicU64::new(0),
         }
     }
 
@@ -101,9 +110,27 @@ impl Port {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 
-    /// Moves the reports since the last call into `into`. For the I/O thread.
-    pub fn collect(&self, into: &mut Vec<Token>) {
-        into.append(&mut lock(&self.reports).tokens);
+    /// Moves the reports since the last call into `into`. Returns whether pieces are kept back somewhere: then the I/O
+    /// thread is to watch (`Port::watch`). For the I/O thread.
+    pub fn collect(&self, into: &mut Vec<Token>) -> bool {
+        let mut reports = lock(&self.reports);
+        into.append(&mut reports.tokens);
+        std::mem::take(&mut reports.held)
+    }
+
+    /// Whether the I/O thread looks at the reports at least every [`HOLD_MS`](crate::limits::HOLD_MS) from now on, so
+    /// that it need not be woken for pieces that are kept back. Returns whether there are reports, which it has to
+    /// collect before it sleeps.
+    #[must_use]
+    pub(crate) fn watch(&self, watching: bool) -> bool {
+        let mut reports = lock(&self.reports);
+        reports.watching = watching;
+        !reports.tokens.is_empty()
+    }
+
+    /// Whether pieces are kept back that the I/O thread has not heard of.
+    pub(crate) fn has_held(&self) -> bool {
+        lock(&self.reports).held
     }
 
     /// The I/O thread rests: it is not to be woken, and looks at the reports when it has rested. Lets it send complete
@@ -148,6 +175,18 @@ impl Port {
             self.waker.wake();
         }
     }
+
+    /// Pieces are kept back on this connection: the I/O thread is to look at it before long.
+    fn report_held(&self, token: Token) {
+        let mut reports = lock(&self.reports);
+        reports.tokens.push(token);
+        reports.held = true;
+        let comes = reports.resting || reports.watching;
+        drop(reports);
+        if !comes {
+            self.waker.wake();
+        }
+    }
 }
 
 /// What remains of an answer when the socket had no more room.
@@ -169,6 +208,65 @@ impl Rest {
             Self::File(..) => 0,
         }
     }
+
+    /// The bytes that are unsent, of memory.
+    fn unsent(&self) -> Option<&[u8]> {
+        match self {
+            Self::Copied(bytes, sent) => Some(&bytes[*sent..]),
+            Self::Held(held, from, to) => {
+                let bytes: &[u8] = (**held).as_ref();
+                Some(&bytes[*from..*to])
+            }
+            Self::File(..) => None,
+        }
+    }
+}
+
+/// Parts that leave in one sendmsg(2): of pieces in chunks, each has one and what frames it another.
+const PARTS: usize = 128;
+
+/// Sends what the socket takes at once of the memory in front.
+fn send_memory(socket: &Socket, rests: &VecDeque<Rest>) -> io::Result<usize> {
+    let mut parts = [IoSlice::new(&[]); PARTS];
+    let mut count = 0;
+    for (part, bytes) in parts.iter_mut().zip(rests.iter().map_while(Rest::unsent)) {
+        *part = IoSlice::new(bytes);
+        count += 1;
+    }
+    socket.send(&parts[..count])
+}
+
+/// Drops what is sent: so many bytes of memory, from the front.
+fn drop_sent(rests: &mut VecDeque<Rest>, mut sent: usize) {
+    while let Some(rest) = rests.front_mut() {
+        let bytes = rest.bytes();
+        if matches!(rest, Rest::File(..)) || sent < bytes {
+            match rest {
+                Rest::Copied(_, from) | Rest::Held(_, from, _) => *from += sent,
+                Rest::File(..) => {}
+            }
+            return;
+        }
+        sent -= bytes;
+        rests.pop_front();
+    }
+}
+
+impl Gate {
+    /// Puts a copy of these bytes behind the rests.
+    fn append(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.rest_bytes += bytes.len();
+        match self.rests.back_mut() {
+            // Not without end: what is sent of it is let go with the last byte.
+            Some(Rest::Copied(copied, _)) if copied.len() + bytes.len() <= COALESCE_BYTES_MAX => {
+                copied.extend_from_slice(bytes);
+            }
+            _ => self.rests.push_back(Rest::Copied(bytes.to_vec(), 0)),
+        }
+    }
 }
 
 /// Where a streamed request body stands.
@@ -183,6 +281,11 @@ struct Gate {
     rests: VecDeque<Rest>,
     /// Threads that wait on `changed`.
     waiting: u32,
+    /// The runner keeps `rests` back, and nobody has found the socket full: who comes first sends them.
+    held: bool,
+    /// Since when.
+    #[cfg(any(test, feature = "simulation"))]
+    held_since_ms: u64,
     /// Bytes of memory in `rests`.
     rest_bytes: usize,
     /// The peer cannot be reached any more: what is sent goes nowhere.
@@ -269,6 +372,9 @@ impl Link {
             gate: Mutex::new(Gate {
                 rests: VecDeque::new(),
                 waiting: 0,
+                held: false,
+                #[cfg(any(test, feature = "simulation"))]
+                held_since_ms: 0,
                 rest_bytes: 0,
                 gone: false,
                 outcome: Outcome::Keep,
@@ -383,46 +489,47 @@ impl Link {
     /// Sends what it can of the rests, without blocking.
     pub fn flush(&self) -> Flushed {
         let mut gate = lock(&self.gate);
+        #[cfg(any(test, feature = "simulation"))]
+        if gate.held {
+            let held_ms = clock::monotonic_coarse_ms() - gate.held_since_ms;
+            self.port.longest_held_ms.fetch_max(held_ms, Ordering::Relaxed);
+        }
         let mut progress = false;
         let flushed = loop {
             if gate.gone {
                 break Flushed::Gone;
             }
-            let Some(rest) = gate.rests.front_mut() else { break Flushed::All };
-            let before = rest.bytes();
+            let Some(rest) = gate.rests.front_mut() else {
+                gate.held = false;
+                break Flushed::All;
+            };
             let sent = match rest {
-                Rest::Copied(bytes, sent) => {
-                    self.socket.send(&[IoSlice::new(&bytes[*sent..])]).inspect(|n| *sent += n)
-                }
-                Rest::Held(held, from, to) => {
-                    let bytes: &[u8] = (**held).as_ref();
-                    self.socket.send(&[IoSlice::new(&bytes[*from..*to])]).inspect(|n| *from += n)
-                }
                 Rest::File(file, offset, left) => {
                     let count = usize::try_from(*left).unwrap_or(usize::MAX).min(FILE_SLICE_BYTES);
                     match self.socket.send_file(file.as_fd(), offset, count) {
                         // The file is shorter than promised. The client must see the cut.
                         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                        other => other.inspect(|n| *left -= *n as u64),
+                        Ok(sent) => {
+                            *left -= sent as u64;
+                            if *left == 0 {
+                                gate.rests.pop_front();
+                            }
+                            Ok(sent)
+                        }
+                        failed => failed,
                     }
                 }
+                _ => send_memory(&self.socket, &gate.rests).inspect(|sent| self.took(&mut gate, *sent)),
             };
             match sent {
-                Ok(n) => {
-                    progress |= n > 0;
-                    self.port.sent_bytes.fetch_add(n as u64, Ordering::Relaxed);
-                    let after = rest.bytes();
-                    let done = match rest {
-                        Rest::File(_, _, left) => *left == 0,
-                        _ => after == 0,
-                    };
-                    gate.rest_bytes -= before - after;
-                    self.port.queued_bytes.fetch_sub(before - after, Ordering::Relaxed);
-                    if done {
-                        gate.rests.pop_front();
-                    }
+                Ok(sent) => {
+                    progress |= sent > 0;
+                    self.port.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Full { progress },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    gate.held = false;
+                    break Flushed::Full { progress };
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => self.give_up(&mut gate),
             }
@@ -431,6 +538,13 @@ impl Link {
             self.announce_change(gate);
         }
         flushed
+    }
+
+    /// The socket has taken so many bytes of memory.
+    fn took(&self, gate: &mut Gate, sent: usize) {
+        drop_sent(&mut gate.rests, sent);
+        gate.rest_bytes -= sent;
+        self.port.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
     }
 
     /// Whether rests wait to be sent.
@@ -552,6 +666,7 @@ impl Link {
         gate.rest_bytes += bytes.len() - sent;
         self.port.queued_bytes.fetch_add(bytes.len() - sent, Ordering::Relaxed);
         gate.rests.push_back(Rest::Copied(bytes[sent..].to_vec(), 0));
+        gate.held = false;
         self.said.store(true, Ordering::Relaxed);
         true
     }
@@ -590,6 +705,12 @@ impl Link {
         if self.say(bytes) {
             self.port.report(self.token, true);
         }
+    }
+
+    /// Whether the I/O thread looks for pieces that are kept back, without being woken for them.
+    pub(super) fn is_watched(&self) -> bool {
+        let reports = lock(&self.port.reports);
+        reports.resting || reports.watching
     }
 
     /// Whether a complete answer may be left to the I/O thread.
@@ -673,7 +794,8 @@ impl Link {
             return false;
         }
         // One that waits already is known to the I/O thread, and so is what comes behind it.
-        let known = !gate.rests.is_empty();
+        let known = !gate.rests.is_empty() && !gate.held;
+        gate.held = false;
         for rest in rests {
             gate.rest_bytes += rest.bytes();
             self.port.queued_bytes.fetch_add(rest.bytes(), Ordering::Relaxed);
@@ -686,13 +808,97 @@ impl Link {
         true
     }
 
+    /// Keeps bytes back that come quickly behind others, to send all of them at once: `out`, the body's `piece` and what
+    /// comes `after` it. The I/O thread sends them if the runner has not done so before it looks. With `due`, or when
+    /// [`HOLD_BYTES_MAX`] wait, they leave at once, with all that waited. Returns how many bytes left here; `None` when the
+    /// peer is gone.
+    pub(super) fn hold(
+        &self,
+        out: &mut Vec<u8>,
+        piece: Option<Rest>,
+        after: &[u8],
+        due: bool,
+    ) -> Option<usize> {
+        let mut gate = lock(&self.gate);
+        if gate.gone {
+            return None;
+        }
+        let begins = gate.rests.is_empty();
+        let before = gate.rest_bytes;
+        gate.append(out);
+        out.clear();
+        if let Some(piece) = piece {
+            gate.rest_bytes += piece.bytes();
+            gate.rests.push_back(piece);
+        }
+        gate.append(after);
+        self.port.queued_bytes.fetch_add(gate.rest_bytes - before, Ordering::Relaxed);
+        gate.held |= begins;
+        #[cfg(any(test, feature = "simulation"))]
+        if begins {
+            gate.held_since_ms = clock::monotonic_coarse_ms();
+        }
+        if !gate.held || gate.rests.is_empty() {
+            // The I/O thread is at it, and sends in order.
+            return Some(0);
+        }
+        if due || gate.rest_bytes >= HOLD_BYTES_MAX {
+            return self.release(gate);
+        }
+        drop(gate);
+        if begins {
+            self.port.report_held(self.token);
+        }
+        Some(0)
+    }
+
+    /// Sends what was kept back.
+    fn release(&self, mut gate: MutexGuard<'_, Gate>) -> Option<usize> {
+        // Taken out while they are sent: the I/O thread shall not wait for that. It finds nothing to do, and nobody else
+        // puts anything there while the answer is the caller's.
+        let mut rests = std::mem::take(&mut gate.rests);
+        drop(gate);
+        let (mut sent, mut broken) = (0, false);
+        while !(rests.is_empty() || broken) {
+            match send_memory(&self.socket, &rests) {
+                Ok(0) => break,
+                Ok(count) => {
+                    drop_sent(&mut rests, count);
+                    sent += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => broken = true,
+            }
+        }
+        let mut gate = lock(&self.gate);
+        if gate.gone {
+            return None;
+        }
+        if broken {
+            self.give_up(&mut gate);
+            return None;
+        }
+        gate.rest_bytes -= sent;
+        self.port.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
+        gate.held = false;
+        let full = !rests.is_empty();
+        gate.rests = rests;
+        drop(gate);
+        if full {
+            self.port.report(self.token, true);
+        }
+        Some(sent)
+    }
+
     /// Whether more than the connection's bound waits to be sent.
     ///
     /// When the answer is `complete`, waiting would only hold a thread: its bytes are there already. The runner goes
     /// on unless such answers together take more than the worker's bound.
     pub(crate) fn is_full(&self, complete: bool) -> bool {
         let gate = lock(&self.gate);
-        let full = !gate.gone && gate.rest_bytes > RESPONSE_QUEUE_BYTES;
+        // What is kept back does not wait for the client.
+        let full = !gate.gone && !gate.held && gate.rest_bytes > RESPONSE_QUEUE_BYTES;
         full && !(complete && self.port.queued_bytes() <= RESPONSE_QUEUES_BYTES)
     }
 
@@ -743,6 +949,12 @@ impl Link {
 
 #[cfg(any(test, feature = "simulation"))]
 impl Link {
+    /// Since when pieces have been kept back, if some are.
+    pub(crate) fn held_since_ms(&self) -> Option<u64> {
+        let gate = lock(&self.gate);
+        (gate.held && !gate.rests.is_empty()).then_some(gate.held_since_ms)
+    }
+
     /// Bytes of the answer, and bytes of the request's body, that wait here.
     pub(crate) fn held_bytes(&self) -> (usize, usize) {
         let gate = lock(&self.gate);
@@ -785,6 +997,76 @@ mod tests {
         assert!(got.is_empty());
         assert_eq!(next.poll(&mut got), Ok(Progress::Ready));
         assert_eq!(got, b"not for the first");
+    }
+
+    fn linked() -> (UnixStream, Arc<Port>, Link) {
+        let (driver, _) = ring::open(ring::Io::Epoll).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        let (client, server) = UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let (token, listener) = (Token { slot: 0, generation: 0 }, Arc::new(Listener::unix("/a".into())));
+        let link = Link::new(OwnedFd::from(server).into(), token, Arc::clone(&port), listener, Peer::Unix);
+        (client, port, link)
+    }
+
+    fn received(client: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        let count = io::Read::read(client, &mut bytes).unwrap_or_default();
+        bytes.truncate(count);
+        bytes
+    }
+
+    #[test]
+    fn what_is_kept_back_leaves_in_order_by_the_runner_or_by_the_io_thread() {
+        let (mut client, port, link) = linked();
+        let mut reports = Vec::new();
+        let piece = || Some(Rest::Held(Box::new(*b"piece"), 0, 5));
+        for by_runner in [true, false] {
+            assert_eq!(link.hold(&mut b"5\r\n".to_vec(), piece(), b"\r\n", false), Some(0));
+            assert_eq!(link.hold(&mut b"3\r\nnew\r\n".to_vec(), None, b"", false), Some(0));
+            assert_eq!((received(&mut client), port.queued_bytes()), (Vec::new(), 18));
+            assert!(port.has_held() && port.collect(&mut reports) && !port.has_held());
+            assert_eq!(reports.len(), 1, "one report for all of them");
+            reports.clear();
+            if by_runner {
+                assert_eq!(link.hold(&mut b"0\r\n\r\n".to_vec(), None, b"", true), Some(23));
+                assert_eq!(received(&mut client), b"5\r\npiece\r\n3\r\nnew\r\n0\r\n\r\n");
+            } else {
+                assert_eq!(link.flush(), Flushed::All);
+                assert_eq!(received(&mut client), b"5\r\npiece\r\n3\r\nnew\r\n");
+            }
+            assert_eq!((link.has_rest(), port.queued_bytes()), (false, 0));
+        }
+    }
+
+    /// The rest of an answer that the I/O thread had emptied before counted as kept back for good, and its runner did not
+    /// wait for the client. A seed of the simulation found it.
+    #[test]
+    fn what_waits_for_the_client_is_not_taken_for_kept_back() {
+        let (_client, _port, link) = linked();
+        assert_eq!(link.hold(&mut b"piece".to_vec(), None, b"", false), Some(0));
+        assert_eq!(link.flush(), Flushed::All);
+        while link.socket().send(&[IoSlice::new(&[0; 4096])]).is_ok() {}
+        assert!(link.queue([Rest::Copied(vec![0; RESPONSE_QUEUE_BYTES + 1], 0)]));
+        assert!(link.held_since_ms().is_none() && link.is_full(false));
+    }
+
+    #[test]
+    fn no_more_than_the_bound_is_kept_back() {
+        let (mut client, port, link) = linked();
+        let (mut kept, mut most, mut got) = (0, 0, 0);
+        let piece = vec![b'x'; 10_000];
+        while got == 0 {
+            link.hold(&mut piece.clone(), None, b"", false).unwrap();
+            kept += piece.len();
+            most = most.max(port.queued_bytes());
+            got = received(&mut client).len();
+        }
+        assert!(kept >= HOLD_BYTES_MAX && most < HOLD_BYTES_MAX, "{kept} {most}");
+        // What the socket did not take is the I/O thread's, and is not kept back for anybody.
+        assert!(link.held_since_ms().is_none());
+        link.lose();
+        assert_eq!((link.hold(&mut piece.clone(), None, b"", true), port.queued_bytes()), (None, 0));
     }
 
     /// What the server itself said was taken off the worker's sum, and never put on it: the sum went below zero,

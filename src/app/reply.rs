@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Link;
 use super::link::{Held, Outcome, Rest};
 use crate::http::{Encoder, End, Head, ResponseError, Version, error_page, imf_fixdate};
-use crate::limits::{COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, REST_COPY_BYTES_MAX};
+use crate::limits::{COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, HOLD_US, REST_COPY_BYTES_MAX};
 use crate::sys::clock;
 
 /// The client is gone: nothing more can be sent.
@@ -80,6 +80,12 @@ pub struct Reply {
     client_ends: bool,
     /// Bytes that the socket took on the runner's thread.
     sent_bytes: u64,
+    /// Pieces that come quickly one behind the other may leave together.
+    holds: bool,
+    /// When the last part of an answer left whose pieces may be kept back (monotonic nanoseconds); 0 before the first.
+    left_ns: u64,
+    /// More than one has left.
+    goes_on: bool,
     /// A field that the answer has unless the application sets it: its name and value; empty for none.
     echo: (Vec<u8>, Vec<u8>),
 }
@@ -99,6 +105,9 @@ impl Reply {
         self.finished = false;
         self.failed = None;
         self.sent_bytes = 0;
+        self.holds = false;
+        self.left_ns = 0;
+        self.goes_on = false;
         self.echo.0.clear();
         self.echo.1.clear();
         self.out.clear();
@@ -111,6 +120,11 @@ impl Reply {
         echo.1.clear();
         echo.0.extend_from_slice(name);
         echo.1.extend_from_slice(value);
+    }
+
+    /// Lets pieces that come quickly one behind the other leave together. For a request just begun.
+    pub fn hold_pieces(&mut self) {
+        self.holds = true;
     }
 
     /// The client has announced that this request is its last, and has sent all of it. For a request just begun.
@@ -303,9 +317,58 @@ impl Reply {
             if more && self.out.len() <= COALESCE_BYTES_MAX {
                 return Ok(Sent::Room);
             }
-            return self.transmit(&[], b"", || unreachable_hold());
+            return self.pass(&[], b"", || unreachable_hold());
         }
-        self.transmit(body, framed.after, hold)
+        self.pass(body, framed.after, hold)
+    }
+
+    /// Sends `out`, a piece and what comes after it; or keeps them back, if they come quickly behind others. The first
+    /// piece leaves at once, and so does the last one that Content-Length has room for. The second, too, if the I/O thread
+    /// would have to be woken for it: most answers of few pieces end with it.
+    fn pass(&mut self, body: &[u8], after: &'static [u8], hold: impl FnOnce() -> Held) -> Result<Sent, Gone> {
+        let done = self.encoder.is_body_done();
+        if !self.holds || self.left_ns == 0 {
+            let sent = self.transmit(body, after, hold);
+            if self.holds && !done {
+                self.left_ns = clock::monotonic_ns();
+            }
+            return sent;
+        }
+        let now_ns = clock::monotonic_ns();
+        let due = done
+            || now_ns.saturating_sub(self.left_ns) >= HOLD_US * 1_000
+            || !(self.goes_on || self.link().is_watched());
+        self.goes_on = true;
+        if due {
+            self.left_ns = now_ns;
+            if !self.behind || !self.link().has_rest() {
+                return self.transmit(body, after, hold);
+            }
+        }
+        let piece = (!body.is_empty()).then(|| Rest::Held(hold(), 0, body.len()));
+        self.hold(piece, after, due)
+    }
+
+    /// Keeps `out` and a piece back, or lets them go with all that was kept back.
+    fn hold(&mut self, piece: Option<Rest>, after: &'static [u8], due: bool) -> Result<Sent, Gone> {
+        let link = self.link.as_ref().ok_or(Gone)?;
+        self.behind = true;
+        let Some(sent) = link.hold(&mut self.out, piece, after, due) else {
+            self.gone = true;
+            return Err(Gone);
+        };
+        self.sent_bytes += sent as u64;
+        Ok(if link.is_full(self.encoder.is_complete()) { Sent::Full } else { Sent::Room })
+    }
+
+    /// Lets everything go that was kept back, before the answer ends.
+    fn let_go(&mut self) {
+        if self.left_ns != 0 && self.behind {
+            let _ = self.hold(None, b"", true);
+        } else if !self.out.is_empty() {
+            // A client that left is the I/O thread's to deal with.
+            let _ = self.transmit(&[], b"", || unreachable_hold());
+        }
     }
 
     /// Sends one piece of the body that owns its memory; see [`Reply::send`].
@@ -377,10 +440,7 @@ impl Reply {
             self.send_head(Some(0));
             let end = self.encoder.finish(&mut self.out);
             self.end = Some(end);
-            if !self.out.is_empty() {
-                // A client that left is the I/O thread's to deal with.
-                let _ = self.transmit(&[], b"", || unreachable_hold());
-            }
+            self.let_go();
         }
         self.leave();
     }
@@ -397,8 +457,8 @@ impl Reply {
         }
         if self.encoder.head_sent() {
             // What was kept back is still the application's answer up to the failure.
-            if !self.out.is_empty() && !self.gone {
-                let _ = self.transmit(&[], b"", || unreachable_hold());
+            if !self.gone {
+                self.let_go();
             }
             self.end = Some(End::Cut);
         } else {

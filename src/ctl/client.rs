@@ -1,6 +1,7 @@
 //! Finding a server's control socket, and asking through it.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,11 +89,13 @@ impl Client {
 
 fn unreachable(path: &Path, error: &io::Error) -> StartError {
     let what = format!("cannot reach a server at {}: {}", path.display(), describe(error));
-    let error_kind = error.kind();
-    StartError::new(Exit::Start, what).hint(match error_kind {
+    let is_socket = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    StartError::new(Exit::Start, what).hint(match error.kind() {
         io::ErrorKind::PermissionDenied => {
             "be the server's user or root, or let its group in with --control-socket-mode 0660"
         }
+        // The kernel says the same of any other file.
+        io::ErrorKind::ConnectionRefused if !is_socket => "that is no socket; `--pid` takes a pidfile",
         io::ErrorKind::ConnectionRefused => "the server that made this socket is gone",
         io::ErrorKind::NotFound => "its log says `Control socket listening at`, or why there is none",
         _ => "name the control socket of a running server",

@@ -7,6 +7,7 @@ use tracing::info;
 
 use super::control::Control;
 use super::{LocalAddr, Master, kill};
+use crate::limits::{LOAD_WATCH_SECONDS, LOAD_WATCH_SECONDS_MAX};
 use crate::sys::clock::monotonic_ms;
 use crate::sys::fd::Credentials;
 use crate::sys::in_hand::InHand;
@@ -21,7 +22,7 @@ const COMMANDS: [(&str, &str); 21] = [
     ("show all", "Everything there is about the processes, in one answer"),
     ("show workers", "The workers: state, requests, connections, CPU, memory"),
     ("show requests", "The requests in hand for a second and more: age, method, path, peer"),
-    ("show load", "The workers and what they count while somebody looks, for programs"),
+    ("show load [SECS]", "The workers, and what they count from now on for so long (default 10)"),
     ("show stats", "The server: uptime, workers, reloads, requests"),
     ("show listeners", "Where the server listens"),
     ("show settings", "Every setting with its value and its source"),
@@ -112,12 +113,11 @@ impl Master<'_> {
                 let workers = self.show_workers();
                 Ok(json!({ "count": workers.len(), "workers": workers, "now": seconds(monotonic_ms()) }))
             }
-            ["show", "load"] => Ok(json!({
-                "now": seconds(monotonic_ms()),
-                "stats": self.show_stats(),
-                "listeners": self.show_listeners()["listeners"],
-                "web_workers": self.show_workers(),
-            })),
+            ["show", "load"] => Ok(self.show_load(LOAD_WATCH_SECONDS)),
+            ["show", "load", time] => match time.parse() {
+                Ok(time @ 1..=LOAD_WATCH_SECONDS_MAX) => Ok(self.show_load(time)),
+                _ => Err(format!("{time} is no number of seconds from 1 to {LOAD_WATCH_SECONDS_MAX}")),
+            },
             ["show", "requests"] => {
                 let requests = self.show_requests();
                 Ok(json!({ "count": requests.len(), "requests": requests }))
@@ -244,6 +244,19 @@ impl Master<'_> {
         })
     }
 
+    /// Has the workers count for so many seconds more. They begin at their next sign of life, and until then
+    /// have no meter in the answer.
+    fn show_load(&self, watch_seconds: u64) -> Value {
+        let now_ms = monotonic_ms();
+        self.shared.server().watch_until(now_ms.saturating_add(watch_seconds.saturating_mul(1_000)));
+        json!({
+            "now": seconds(now_ms),
+            "stats": self.show_stats(),
+            "listeners": self.show_listeners()["listeners"],
+            "web_workers": self.show_workers(),
+        })
+    }
+
     /// In the order of their slots, an old worker before its successor.
     fn show_workers(&self) -> Vec<Value> {
         let now_ms = monotonic_ms();
@@ -300,10 +313,9 @@ impl Master<'_> {
         requests.iter().map(show).collect()
     }
 
-    /// What a worker counts, when it does.
+    /// What a worker counts, while it does.
     fn metrics_of(&self, pid: Pid) -> Option<&WorkerMetrics> {
-        self.settings.metrics_bind.as_ref()?;
-        self.shared.metrics(self.record_index(pid)?)
+        self.shared.metrics(self.record_index(pid)?).filter(|metrics| metrics.counting.get() != 0)
     }
 
     fn show_stats(&self) -> Value {

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
 use std::time::Duration;
 
 use crate::limits::LOG_LINE_BYTES_MAX;
@@ -34,12 +35,23 @@ pub trait AccessRecord {
     fn body_bytes(&self) -> Option<u64>;
     /// Time from the complete request to the end of the response.
     fn duration(&self) -> Duration;
+    /// When the response ended, in nanoseconds of the monotonic clock: the time in the line. Whoever has looked at that
+    /// clock for the duration need not look again.
+    fn ended_ns(&self) -> u64 {
+        clock::monotonic_ns()
+    }
     /// How much of it the request waited for a runner, and how much the application had it; `None` when it had none.
     fn parts(&self) -> Option<(Duration, Duration)> {
         None
     }
     /// A request header by its name in lower case; the last one where it is repeated.
     fn request_header(&self, name: &[u8]) -> Option<&[u8]>;
+    /// As [`AccessRecord::request_header`] for several names at once, each into the value of the same index.
+    fn request_headers<'a>(&'a self, names: &[&[u8]], values: &mut [Option<&'a [u8]>]) {
+        for (name, value) in names.iter().zip(values) {
+            *value = self.request_header(name);
+        }
+    }
     /// A header that the application gave, by its name in lower case.
     fn response_header(&self, name: &[u8]) -> Option<&[u8]>;
     /// A variable of the WSGI environ by its name in lower case, `wsgi.url_scheme` for example.
@@ -166,7 +178,7 @@ impl AccessFormat {
     }
 
     /// Appends the line for `record`, with its line end.
-    pub fn format(&self, record: &dyn AccessRecord, out: &mut Vec<u8>) {
+    pub fn format<R: AccessRecord + ?Sized>(&self, record: &R, out: &mut Vec<u8>) {
         let start = out.len();
         if let Some(request_id) = &self.json {
             append_json(record, request_id, out);
@@ -174,6 +186,10 @@ impl AccessFormat {
             return;
         }
         for part in &self.parts {
+            if out.len() - start >= LOG_LINE_BYTES_MAX {
+                // The rest would be cut off.
+                break;
+            }
             match part {
                 Part::Literal(literal) => out.extend_from_slice(literal),
                 Part::Atom { atom, style } => {
@@ -343,14 +359,14 @@ impl Atom {
         matches!(self, Self::BodyNumber | Self::Seconds | Self::Milliseconds | Self::Microseconds)
     }
 
-    fn append(&self, record: &dyn AccessRecord, out: &mut Vec<u8>) {
+    fn append<R: AccessRecord + ?Sized>(&self, record: &R, out: &mut Vec<u8>) {
         match self {
             Self::RemoteAddr => {
                 append_or_dash(out, Some(record.remote_addr()).filter(|addr| !addr.is_empty()))
             }
             Self::Dash => out.push(b'-'),
             Self::User => append_user(out, record.request_header(b"authorization")),
-            Self::Time => append_time(out, clock::unix_now()),
+            Self::Time => append_time(out, record.ended_ns()),
             Self::RequestLine => {
                 append_escaped(out, record.method());
                 out.push(b' ');
@@ -371,8 +387,8 @@ impl Atom {
             Self::Referer => append_or_dash(out, record.request_header(b"referer")),
             Self::UserAgent => append_or_dash(out, record.request_header(b"user-agent")),
             Self::Seconds => append_number(out, record.duration().as_secs()),
-            Self::Milliseconds => append_number(out, whole(record.duration().as_millis())),
-            Self::Microseconds => append_number(out, whole(record.duration().as_micros())),
+            Self::Milliseconds => append_number(out, whole_millis(record.duration())),
+            Self::Microseconds => append_number(out, whole_micros(record.duration())),
             Self::SecondsFraction => {
                 let duration = record.duration();
                 append_number(out, duration.as_secs());
@@ -392,95 +408,191 @@ impl Atom {
     }
 }
 
+/// A member of a JSON object whose value is a text or `null`. Its name, with all that stands around it, is one piece.
+macro_rules! optional_text {
+    ($out:expr, $name:literal, $value:expr) => {
+        match $value {
+            Some(value) => {
+                $out.extend_from_slice(concat!(",\"", $name, "\":\"").as_bytes());
+                json_text($out, value);
+                $out.push(b'"');
+            }
+            None => $out.extend_from_slice(concat!(",\"", $name, "\":null").as_bytes()),
+        }
+    };
+}
+
 /// Bytes of one escaped text in a JSON line. All texts of a line together stay below [`LOG_LINE_BYTES_MAX`], so that
 /// no line has to be cut: it would be no JSON any more.
 const JSON_TEXT_BYTES_MAX: usize = 5 * 1024;
 const JSON_TEXTS: usize = 12;
 const _: () = assert!(JSON_TEXTS * JSON_TEXT_BYTES_MAX + 1024 < LOG_LINE_BYTES_MAX);
 
+/// Texts up to this length need not be looked at for whether they are to be cut: an escape is six bytes at most.
+const JSON_TEXT_BYTES_SAFE: usize = JSON_TEXT_BYTES_MAX / 6;
+
 /// One JSON object. Names and numbers are ours and need no escaping; what a client chose is escaped as in every
 /// format, and those escapes are JSON's.
-fn append_json(record: &dyn AccessRecord, request_id: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"time\":\"");
-    append_rfc3339(out, clock::unix_millis());
-    out.push(b'"');
-    let present = |value: &[u8]| !value.is_empty();
-    json_text(out, b",\"remote_addr\":", Some(record.remote_addr()).filter(|addr| present(addr)));
-    out.extend_from_slice(b",\"user\":");
-    let user = out.len() + 1;
-    out.push(b'"');
-    append_user(out, record.request_header(b"authorization"));
-    if &out[user..] == b"-" {
-        out.truncate(user - 1);
-        out.extend_from_slice(b"null");
-    } else {
-        out.push(b'"');
+///
+/// What does not change from line to line stands here in pieces as large as can be. Their length is known to the
+/// compiler, so they are copied without a call.
+fn append_json<R: AccessRecord + ?Sized>(record: &R, request_id: &[u8], out: &mut Vec<u8>) {
+    let names = [&b"authorization"[..], b"host", b"referer", b"user-agent", request_id, b"traceparent"];
+    let mut values = [None; 6];
+    record.request_headers(&names, &mut values);
+    let [authorization, host, referer, user_agent, request_id, traceparent] = values;
+
+    append_json_time(out, record.ended_ns());
+    let remote_addr = record.remote_addr();
+    optional_text!(out, "remote_addr", Some(remote_addr).filter(|addr| !addr.is_empty()));
+    append_json_user(out, authorization);
+    out.extend_from_slice(b",\"method\":\"");
+    json_text(out, record.method());
+    out.extend_from_slice(b"\",\"target\":\"");
+    json_text(out, record.target());
+    out.extend_from_slice(b"\",\"path\":\"");
+    json_text(out, &record.path());
+    out.extend_from_slice(b"\",\"query\":\"");
+    json_text(out, record.query());
+    out.extend_from_slice(b"\",\"protocol\":\"");
+    json_text(out, record.protocol());
+    out.extend_from_slice(b"\",\"status\":");
+    append_number(out, u64::from(record.status()));
+    match record.body_bytes() {
+        Some(bytes) => {
+            out.extend_from_slice(b",\"body_bytes\":");
+            append_number(out, bytes);
+        }
+        None => out.extend_from_slice(b",\"body_bytes\":null"),
     }
-    json_text(out, b",\"method\":", Some(record.method()));
-    json_text(out, b",\"target\":", Some(record.target()));
-    json_text(out, b",\"path\":", Some(&record.path()));
-    json_text(out, b",\"query\":", Some(record.query()));
-    json_text(out, b",\"protocol\":", Some(record.protocol()));
-    json_number(out, b",\"status\":", Some(u64::from(record.status())));
-    json_number(out, b",\"body_bytes\":", record.body_bytes());
-    json_number(out, b",\"duration_us\":", Some(whole(record.duration().as_micros())));
-    let parts = record.parts();
-    json_number(out, b",\"queue_us\":", parts.map(|(queue, _)| whole(queue.as_micros())));
-    json_number(out, b",\"application_us\":", parts.map(|(_, application)| whole(application.as_micros())));
-    json_text(out, b",\"host\":", record.request_header(b"host"));
-    json_text(out, b",\"referer\":", record.request_header(b"referer"));
-    json_text(out, b",\"user_agent\":", record.request_header(b"user-agent"));
-    json_text(out, b",\"request_id\":", record.request_header(request_id));
-    json_text(out, b",\"traceparent\":", record.request_header(b"traceparent"));
-    json_number(out, b",\"pid\":", Some(u64::from(own_pid())));
+    out.extend_from_slice(b",\"duration_us\":");
+    append_number(out, whole_micros(record.duration()));
+    match record.parts() {
+        Some((queue, application)) => {
+            out.extend_from_slice(b",\"queue_us\":");
+            append_number(out, whole_micros(queue));
+            out.extend_from_slice(b",\"application_us\":");
+            append_number(out, whole_micros(application));
+        }
+        None => out.extend_from_slice(b",\"queue_us\":null,\"application_us\":null"),
+    }
+    optional_text!(out, "host", host);
+    optional_text!(out, "referer", referer);
+    optional_text!(out, "user_agent", user_agent);
+    optional_text!(out, "request_id", request_id);
+    optional_text!(out, "traceparent", traceparent);
+    out.extend_from_slice(b",\"pid\":");
+    append_number(out, u64::from(own_pid()));
     out.push(b'}');
 }
 
-/// `name` is the comma, the quoted name and the colon: of a length that the compiler knows, they are copied without a call.
-fn json_text<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: Option<&[u8]>) {
-    out.extend_from_slice(name);
-    let Some(value) = value else { return out.extend_from_slice(b"null") };
-    out.push(b'"');
+/// What stands between the quotes.
+fn json_text(out: &mut Vec<u8>, value: &[u8]) {
     let start = out.len();
     // Longer ones are cut in any case, and need not be escaped first.
     append_escaped(out, &value[..value.len().min(JSON_TEXT_BYTES_MAX)]);
-    if out.len() - start > JSON_TEXT_BYTES_MAX {
-        let mut keep = 0;
-        for length in chars(&out[start..]) {
-            if keep + length > JSON_TEXT_BYTES_MAX {
-                break;
+    if value.len() > JSON_TEXT_BYTES_SAFE {
+        cut_json_text(out, start);
+    }
+}
+
+/// Cuts the text that begins at `start` to the length that it may have, never within an escape.
+#[cold]
+fn cut_json_text(out: &mut Vec<u8>, start: usize) {
+    if out.len() - start <= JSON_TEXT_BYTES_MAX {
+        return;
+    }
+    let mut keep = 0;
+    for length in chars(&out[start..]) {
+        if keep + length > JSON_TEXT_BYTES_MAX {
+            break;
+        }
+        keep += length;
+    }
+    out.truncate(start + keep);
+}
+
+fn append_json_user(out: &mut Vec<u8>, authorization: Option<&[u8]>) {
+    let start = out.len();
+    if authorization.is_some() {
+        out.extend_from_slice(b",\"user\":\"");
+        let user = out.len();
+        append_user(out, authorization);
+        if &out[user..] != b"-" {
+            return out.push(b'"');
+        }
+        out.truncate(start);
+    }
+    out.extend_from_slice(b",\"user\":null");
+}
+
+/// A second of the wall clock as the monotonic clock sees it, and its text: a server writes thousands of lines in it.
+struct Second {
+    /// Its beginning in nanoseconds of the monotonic clock. It wraps around: the machine may be younger.
+    from_ns: u64,
+    /// How long it may be taken for true, from its beginning: not longer than a second, nor than [`WALL_KEPT_NS`] after
+    /// the wall clock was looked at.
+    valid_ns: u64,
+    text: String,
+}
+
+/// How long an answer of the wall clock is good for, in nanoseconds: lines show within this time that it was set. To
+/// look at it costs as much as a third of a line.
+const WALL_KEPT_NS: u64 = 50_000_000;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+impl Second {
+    const NONE: Self = Self { from_ns: 0, valid_ns: 0, text: String::new() };
+
+    /// Appends the text of the second in which `now_ns` of the monotonic clock is, which `text` makes of the seconds since
+    /// 1970. Returns how many nanoseconds of it had passed.
+    fn append(
+        key: &'static LocalKey<RefCell<Self>>,
+        now_ns: u64,
+        text: fn(u64) -> String,
+        out: &mut Vec<u8>,
+    ) -> u64 {
+        key.with_borrow_mut(|second| {
+            if now_ns.wrapping_sub(second.from_ns) >= second.valid_ns {
+                *second = Self::around(now_ns, text);
             }
-            keep += length;
-        }
-        out.truncate(start + keep);
+            out.extend_from_slice(second.text.as_bytes());
+            now_ns.wrapping_sub(second.from_ns)
+        })
     }
-    out.push(b'"');
+
+    #[cold]
+    fn around(now_ns: u64, text: fn(u64) -> String) -> Self {
+        // A thread that loses the CPU between its looks at the two clocks would take them for further apart than they are.
+        let looks = std::iter::repeat_with(|| {
+            let (before_ns, unix_ns) = (clock::monotonic_ns(), clock::unix_ns());
+            (clock::monotonic_ns() - before_ns, before_ns, unix_ns)
+        });
+        let (_, looked_ns, unix_ns) = looks.take(3).min().unwrap_or_default();
+        Self::new(now_ns, looked_ns, unix_ns, text)
+    }
+
+    /// The second around `now_ns`, when it was `unix_ns` of the wall clock at `looked_ns`.
+    fn new(now_ns: u64, looked_ns: u64, unix_ns: u64, text: fn(u64) -> String) -> Self {
+        // The moment was a while ago.
+        let unix_ns = unix_ns.saturating_sub(looked_ns.saturating_sub(now_ns));
+        let from_ns = now_ns.wrapping_sub(unix_ns % SECOND_NS);
+        let valid_ns = looked_ns.wrapping_sub(from_ns).saturating_add(WALL_KEPT_NS).min(SECOND_NS);
+        Self { from_ns, valid_ns, text: text(unix_ns / SECOND_NS) }
+    }
 }
 
-fn json_number<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: Option<u64>) {
-    out.extend_from_slice(name);
-    match value {
-        Some(number) => append_number(out, number),
-        None => out.extend_from_slice(b"null"),
-    }
-}
-
-/// `2026-11-22T11:00:00.123Z`.
-fn append_rfc3339(out: &mut Vec<u8>, unix_ms: u64) {
+/// `{"time":"2026-11-22T11:00:00.123Z"`.
+fn append_json_time(out: &mut Vec<u8>, now_ns: u64) {
     thread_local! {
-        static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+        static SECOND: RefCell<Second> = const { RefCell::new(Second::NONE) };
     }
-    SECOND.with_borrow_mut(|(second, text)| {
-        if *second != unix_ms / 1000 {
-            *second = unix_ms / 1000;
-            *text = clock::rfc3339_utc(*second);
-        }
-        out.extend_from_slice(text.as_bytes());
-    });
-    let millis = unix_ms % 1000;
-    out.push(b'.');
-    out.extend([millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8));
-    out.push(b'Z');
+    let text = |unix| format!("{{\"time\":\"{}.", clock::rfc3339_utc(unix));
+    let millis = Second::append(&SECOND, now_ns, text, out) / 1_000_000;
+    let [hundreds, tens, ones] =
+        [millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8);
+    out.extend_from_slice(&[hundreds, tens, ones, b'Z', b'"']);
 }
 
 /// This process. To ask is a system call; lines are made in workers only, after their fork.
@@ -489,12 +601,37 @@ fn own_pid() -> u32 {
     *PID.get_or_init(std::process::id)
 }
 
-fn whole(number: u128) -> u64 {
-    u64::try_from(number).unwrap_or(u64::MAX)
+fn whole_micros(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }
 
+fn whole_millis(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000).saturating_add(u64::from(duration.subsec_millis()))
+}
+
+/// Appends a number in decimal.
 fn append_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    if number >= 100_000_000 {
+        return out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+    // All eight digits at once, each in a byte of a word, the first one lowest: halves, quarters, eighths. To divide is to
+    // multiply and shift: 10486 / 2^20 is 1/100 for what is below 10,000, 103 / 2^10 is 1/10 for what is below 100.
+    let halves = (number / 10_000) | ((number % 10_000) << 32);
+    let hundreds = ((halves * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let pairs = hundreds | ((halves - 100 * hundreds) << 16);
+    let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
+    let digits = tens | ((pairs - 10 * tens) << 8);
+    // Of zero its last digit is left.
+    let zeros = (digits | (1 << 56)).trailing_zeros() / 8;
+    append_word(out, (digits | 0x3030_3030_3030_3030) >> (8 * zeros), 8 - zeros as usize);
+}
+
+/// Appends the `len` lowest bytes of `word`, at most 8. It stores all of them and takes some back, which is no branch and no
+/// call.
+fn append_word(out: &mut Vec<u8>, word: u64, len: usize) {
+    let end = out.len() + len;
+    out.extend_from_slice(&word.to_le_bytes());
+    out.truncate(end);
 }
 
 /// Six digits of microseconds.
@@ -516,12 +653,90 @@ fn append_or_dash(out: &mut Vec<u8>, value: Option<&[u8]>) {
 }
 
 /// Appends bytes that a client chose.
+///
+/// Most of them are short, and nearly all need no escape: those are looked at and copied in one or two words, of which the
+/// second overlaps the first one.
 fn append_escaped(out: &mut Vec<u8>, value: &[u8]) {
-    // It never stops early, so that the compiler can take many bytes at a time: others are rare.
-    let is_plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
-    if value.iter().fold(true, |plain, &byte| plain & is_plain(byte)) {
-        return out.extend_from_slice(value);
+    if value.len() > 16 {
+        // No line holds more, and it does not get shorter.
+        let value = &value[..value.len().min(LOG_LINE_BYTES_MAX)];
+        if !is_plain(value) {
+            return append_escapes(out, value);
+        }
+        out.extend_from_slice(value);
+    } else if let (Some(first), Some(last)) = (value.first_chunk::<8>(), value.last_chunk::<8>()) {
+        if strange(u64::from_le_bytes(*first)) | strange(u64::from_le_bytes(*last)) {
+            return append_escapes(out, value);
+        }
+        append_ends(out, value.len(), first, last);
+    } else if let (Some(first), Some(last)) = (value.first_chunk::<4>(), value.last_chunk::<4>()) {
+        let word = u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32;
+        if strange(word) {
+            return append_escapes(out, value);
+        }
+        append_ends(out, value.len(), first, last);
+    } else if let [first, .., last] = value {
+        // Of two bytes the one in the middle is the last one.
+        let middle = value.len() / 2;
+        let word = u64::from(*first)
+            | u64::from(value[middle]) << (8 * middle)
+            | u64::from(*last) << (8 * (value.len() - 1));
+        if strange(word | SPACES << (8 * value.len())) {
+            return append_escapes(out, value);
+        }
+        append_word(out, word, value.len());
+    } else if let [byte] = value {
+        if strange(SPACES << 8 | u64::from(*byte)) {
+            return append_escapes(out, value);
+        }
+        out.push(*byte);
     }
+}
+
+/// Appends a text of `len` bytes by its ends, which meet or overlap.
+fn append_ends<const N: usize>(out: &mut Vec<u8>, len: usize, first: &[u8; N], last: &[u8; N]) {
+    let end = out.len() + len;
+    out.extend_from_slice(first);
+    out.truncate(end - N);
+    out.extend_from_slice(last);
+}
+
+const SPACES: u64 = u64::from_ne_bytes([b' '; 8]);
+
+/// Whether one of eight bytes must be escaped, or is beyond ASCII.
+fn strange(word: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    const QUOTES: u64 = u64::from_ne_bytes([b'"'; 8]);
+    const BACKSLASHES: u64 = u64::from_ne_bytes([b'\\'; 8]);
+    // The high bit of a byte is left by what is too large (0x7f is when one is added), and by what is below zero when the
+    // least plain byte is taken off, or one from the difference to a byte that is not plain. A borrow from the next
+    // byte comes from a strange one only, and whether there is one is all that is asked.
+    let too_large = word | word.wrapping_add(ONES);
+    let control = word.wrapping_sub(SPACES);
+    let quote = (word ^ QUOTES).wrapping_sub(ONES);
+    let backslash = (word ^ BACKSLASHES).wrapping_sub(ONES);
+    (too_large | control | quote | backslash) & HIGH != 0
+}
+
+/// Whether none of 16 bytes or more must be escaped.
+fn is_plain(value: &[u8]) -> bool {
+    // It never stops early, so that the compiler can take 16 bytes at a time: others are rare.
+    let mut strange = [0; 16];
+    let (blocks, _) = value.as_chunks::<16>();
+    // The last block overlaps the one before.
+    for block in blocks.iter().chain(value.last_chunk()) {
+        for (strange, &byte) in strange.iter_mut().zip(block) {
+            let plain = (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
+            *strange |= u8::from(!plain);
+        }
+    }
+    strange == [0; 16]
+}
+
+/// Appends bytes of which some are escaped.
+#[cold]
+fn append_escapes(out: &mut Vec<u8>, value: &[u8]) {
     for chunk in value.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
@@ -546,21 +761,16 @@ fn append_code(out: &mut Vec<u8>, code: u32) {
     }
 }
 
-thread_local! {
-    /// The second that was written last, and its text: a server writes thousands of lines in it.
-    static TIME: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
-}
-
-fn append_time(out: &mut Vec<u8>, unix: i64) {
-    TIME.with_borrow_mut(|(second, text)| {
-        if *second != unix {
-            *second = unix;
-            *text = clock::local_time(unix).access_log();
-        }
-        out.push(b'[');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b']');
-    });
+/// `[22/Nov/2026:07:59:29 +0000]`.
+fn append_time(out: &mut Vec<u8>, now_ns: u64) {
+    thread_local! {
+        static SECOND: RefCell<Second> = const { RefCell::new(Second::NONE) };
+    }
+    let text = |unix| {
+        let unix = i64::try_from(unix).unwrap_or(i64::MAX);
+        format!("[{}]", clock::local_time(unix).access_log())
+    };
+    Second::append(&SECOND, now_ns, text, out);
 }
 
 /// The user's name in an `Authorization: Basic` header. The password never comes near the log.
@@ -819,6 +1029,70 @@ mod tests {
         assert_eq!(line("\"%(a).2s\"", &with_agent(b"a\"b")), r#""a\"""#);
         assert_eq!(line("\"%(a).2s\"", &with_agent(b"a\nb")), r#""a\u000a""#);
         assert_eq!(line("%(a)4.2s|", &with_agent("\u{e9}\u{e8}b".as_bytes())), "  \u{e9}\u{e8}|");
+    }
+
+    /// Short texts are looked at a word at a time, longer ones in blocks; none of it may oversee a byte, or copy one more.
+    #[test]
+    fn each_byte_at_each_place_is_escaped() {
+        for length in 1..50 {
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    let mut text = vec![b'a'; length];
+                    text[at] = byte;
+                    let (mut found, mut wanted) = (b"<".to_vec(), b"<".to_vec());
+                    append_escaped(&mut found, &text);
+                    append_escapes(&mut wanted, &text);
+                    assert_eq!(found, wanted, "{byte:#x} at {at} of {length}");
+                    let plain = matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+                    assert_eq!(found[1..] == text, plain);
+                }
+            }
+        }
+        let mut out = Vec::new();
+        append_escaped(&mut out, b"");
+        assert_eq!(out, b"");
+    }
+
+    #[test]
+    fn numbers_are_as_everywhere() {
+        let edges = (0..20).map(|digits| 10_u64.pow(digits));
+        let edges = edges.flat_map(|edge| [edge - 1, edge, edge + 1, edge / 3 * 2]);
+        for number in (0..20_000).chain((0..100_000_000).step_by(9_973)).chain(edges).chain([u64::MAX]) {
+            let mut out = b"x".to_vec();
+            append_number(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("x{number}"));
+        }
+    }
+
+    /// The time in a line is made from the monotonic clock.
+    #[test]
+    fn a_second_of_the_wall_clock_is_found_on_the_monotonic_one() {
+        let text = |unix: u64| unix.to_string();
+        // Looked at 100 ms after the moment: that was at 1000.65.
+        let second = Second::new(5_200_000_000, 5_300_000_000, 1_000_750_000_000, text);
+        assert_eq!((&*second.text, second.from_ns), ("1000", 4_550_000_000));
+        assert_eq!(second.valid_ns, 750_000_000 + WALL_KEPT_NS);
+        // Near its end it is not good for longer than itself.
+        let second = Second::new(5_200_000_000, 5_200_000_000, 1_000_990_000_000, text);
+        assert_eq!((&*second.text, second.valid_ns), ("1000", SECOND_NS));
+        // A machine that was started within this second, and a wall clock before 1970.
+        let second = Second::new(200_000_000, 200_000_000, 1_000_750_000_000, text);
+        assert_eq!(200_000_000_u64.wrapping_sub(second.from_ns), 750_000_000);
+        assert_eq!(second.valid_ns, 750_000_000 + WALL_KEPT_NS);
+        assert_eq!(Second::new(5, 5, 0, text).text, "0");
+
+        thread_local! {
+            static SECOND: RefCell<Second> = const { RefCell::new(Second::NONE) };
+        }
+        let mut last = 0;
+        for _ in 0..1000 {
+            let mut out = Vec::new();
+            let into = Second::append(&SECOND, clock::monotonic_ns(), text, &mut out);
+            assert!(into < SECOND_NS);
+            let unix: u64 = String::from_utf8(out).unwrap().parse().unwrap();
+            last = unix * SECOND_NS + into;
+        }
+        assert!(last.abs_diff(clock::unix_ns()) < 60 * SECOND_NS);
     }
 
     #[test]

@@ -20,7 +20,8 @@ thread_local! {
     static SIMULATED_MS: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
-/// From now on [`monotonic_coarse_ms`] is `now_ms` on the calling thread; `None` gives the real clock back.
+/// From now on the monotonic clock says `now_ms` to the calling thread, but for [`monotonic_ms`]; `None` gives the real
+/// clock back.
 /// A simulation's driver has a clock of its own, with which the deadlines' other half must agree.
 #[cfg(any(test, feature = "simulation"))]
 pub fn simulate(now_ms: Option<u64>) {
@@ -42,6 +43,10 @@ pub fn monotonic_coarse_ms() -> u64 {
 /// Nanoseconds on the monotonic clock.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(now_ms) = SIMULATED_MS.get() {
+        return now_ms * 1_000_000;
+    }
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
@@ -83,11 +88,11 @@ pub fn unix_now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Milliseconds since 1970-01-01 00:00:00 UTC.
+/// Nanoseconds since 1970-01-01 00:00:00 UTC. A clock set before that gives 0.
 #[must_use]
-pub fn unix_millis() -> u64 {
+pub fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// `2026-11-22T07:59:29` in UTC, `unix` seconds after 1970. Source: RFC 3339, without the offset.

@@ -3,7 +3,7 @@
 //! Everything here has one writer at a time, so counting is a load and a store, not a locked operation: the I/O
 //! thread writes its own fields, runners write theirs while they hold the lock of their queue, the master
 //! writes the server's. Readers may see a request in one number and not yet in another, never a number that
-//! goes back. Nothing is counted unless somebody asks for metrics.
+//! goes back. Nothing is counted unless somebody looks: at the metrics address, or through the control socket.
 
 use std::array;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,6 +157,8 @@ impl Times {
 #[repr(C, align(128))]
 pub struct WorkerMetrics {
     // ---- written by the I/O thread
+    /// 1 while the worker counts: then all numbers of now are right, too.
+    pub counting: Counter,
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections open now.
@@ -201,6 +203,7 @@ impl WorkerMetrics {
     /// A new worker begins: what tells of now and not of all time is 0.
     pub fn begin(&self) {
         for gauge in [
+            &self.counting,
             &self.connections,
             &self.runners_blocked,
             &self.waiting,

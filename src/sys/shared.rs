@@ -267,6 +267,7 @@ impl WorkerRecord {
 #[repr(C, align(128))]
 pub struct ServerRecord {
     stopping: AtomicBool,
+    watched_ms: AtomicU64,
     metrics: ServerMetrics,
 }
 
@@ -280,6 +281,17 @@ impl ServerRecord {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Says that somebody looks at what workers count, until this time of [`monotonic_ms`] at least.
+    pub fn watch_until(&self, end_ms: u64) {
+        self.watched_ms.fetch_max(end_ms, Ordering::Relaxed);
+    }
+
+    /// Whether somebody looks at what workers count.
+    #[must_use]
+    pub fn is_watched(&self, now_ms: u64) -> bool {
+        now_ms < self.watched_ms.load(Ordering::Relaxed)
     }
 
     /// What the master counts.
@@ -354,6 +366,16 @@ impl<T> Drop for Mapping<T> {
 pub struct Meter {
     page: Arc<SharedPage>,
     record: usize,
+    /// Somebody may look at any time.
+    always: bool,
+}
+
+impl Meter {
+    /// Whether the worker is to count, at `now_ms` of [`monotonic_ms`]. One load of memory that hardly ever changes.
+    #[must_use]
+    pub fn is_wanted(&self, now_ms: u64) -> bool {
+        self.always || self.page.server().is_watched(now_ms)
+    }
 }
 
 impl Deref for Meter {
@@ -418,10 +440,10 @@ impl SharedPage {
         self.metrics.values().get(index)
     }
 
-    /// A way to the same for as long as it is kept.
+    /// A way to the same for as long as it is kept. It is wanted `always`, or only while the server is watched.
     #[must_use]
-    pub fn meter(self: &Arc<Self>, index: usize) -> Option<Meter> {
-        self.metrics(index).map(|_| Meter { page: Arc::clone(self), record: index })
+    pub fn meter(self: &Arc<Self>, index: usize, always: bool) -> Option<Meter> {
+        self.metrics(index).map(|_| Meter { page: Arc::clone(self), record: index, always })
     }
 
     /// Every record that was used, with its metrics. Records are taken from the front, so this ends early.
@@ -491,6 +513,17 @@ mod tests {
         assert_eq!(begin(2), 3, "the record of slot 1 is kept for it");
         assert_eq!(begin(1), 1);
         assert_eq!(page.used().count(), 4);
+    }
+
+    #[test]
+    fn counts_are_wanted_while_somebody_looks() {
+        let page = Arc::new(SharedPage::new().unwrap());
+        let (always, watched) = (page.meter(0, true).unwrap(), page.meter(0, false).unwrap());
+        assert!(always.is_wanted(0) && !watched.is_wanted(0));
+        page.server().watch_until(100);
+        // Who looks for a shorter time takes nothing from the others.
+        page.server().watch_until(50);
+        assert!(watched.is_wanted(99) && !watched.is_wanted(100) && always.is_wanted(100));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The access log's view of an exchange.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,25 +43,20 @@ impl AccessLog {
 
     /// Writes the line of a request that was answered while a runner has it.
     pub(super) fn record_expired(&self, expired: &Expired<'_>) {
-        self.write(expired);
+        // These are few: one more copy of the code that makes lines is worth less than a call.
+        self.write::<dyn AccessRecord>(expired);
     }
 
-    fn write(&self, view: &impl AccessRecord) {
-        thread_local! {
-            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        LINE.with_borrow_mut(|line| {
-            line.clear();
-            self.format.format(view, line);
-            self.writer.write(line);
-        });
+    fn write<R: AccessRecord + ?Sized>(&self, view: &R) {
+        // It is made where it waits to be written, and not copied there.
+        self.writer.append(|lines| self.format.format(view, lines));
     }
 
     /// Writes the line of an answer that a native service gave on the spot. Called on the I/O thread.
     pub(super) fn record_inline(&self, request: &native::Request<'_>, encoder: &Encoder, received_ns: u64) {
-        let now = clock::monotonic_ns();
-        let duration = Duration::from_nanos(now.saturating_sub(received_ns));
-        self.write(&InlineView { request, encoder, duration });
+        let now_ns = clock::monotonic_ns();
+        let duration = Duration::from_nanos(now_ns.saturating_sub(received_ns));
+        self.write(&InlineView { request, encoder, now_ns, duration });
     }
 
     pub(super) fn reopen(&self) {
@@ -121,6 +115,21 @@ impl Recorder {
     }
 }
 
+/// Looks for several headers in one go over all fields. Of those that are repeated the last one counts.
+fn find<'a>(
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    names: &[&[u8]],
+    values: &mut [Option<&'a [u8]>],
+) {
+    for (field, text) in fields {
+        for (name, value) in names.iter().zip(values.iter_mut()) {
+            if field.eq_ignore_ascii_case(name) {
+                *value = Some(text);
+            }
+        }
+    }
+}
+
 fn decoded(path: &[u8]) -> Cow<'_, [u8]> {
     if path.contains(&b'%') { Cow::Owned(percent_decode(path)) } else { Cow::Borrowed(path) }
 }
@@ -171,6 +180,10 @@ impl AccessRecord for View<'_> {
         self.duration
     }
 
+    fn ended_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     fn parts(&self) -> Option<(Duration, Duration)> {
         let request = &self.exchange.request;
         // A request that was refused was taken by nobody.
@@ -190,6 +203,10 @@ impl AccessRecord for View<'_> {
             .map(|(_, value)| value)
     }
 
+    fn request_headers<'a>(&'a self, names: &[&[u8]], values: &mut [Option<&'a [u8]>]) {
+        find(self.exchange.request.fields(), names, values);
+    }
+
     fn response_header(&self, name: &[u8]) -> Option<&[u8]> {
         self.exchange.reply.encoder().field(name)
     }
@@ -198,6 +215,7 @@ impl AccessRecord for View<'_> {
 struct InlineView<'a> {
     request: &'a native::Request<'a>,
     encoder: &'a Encoder,
+    now_ns: u64,
     duration: Duration,
 }
 
@@ -238,9 +256,17 @@ impl AccessRecord for InlineView<'_> {
         self.duration
     }
 
+    fn ended_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     fn request_header(&self, name: &[u8]) -> Option<&[u8]> {
         let fields = self.request.headers().filter(|(field, _)| field.eq_ignore_ascii_case(name));
         fields.last().map(|(_, value)| value)
+    }
+
+    fn request_headers<'b>(&'b self, names: &[&[u8]], values: &mut [Option<&'b [u8]>]) {
+        find(self.request.headers(), names, values);
     }
 
     fn response_header(&self, name: &[u8]) -> Option<&[u8]> {

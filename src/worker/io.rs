@@ -32,8 +32,9 @@ use crate::app::{
 };
 use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
 use crate::limits::{
-    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, LINGER_BYTES_MAX,
-    LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS, ROOM_SHARE,
+    ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, HOLD_MS,
+    LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS,
+    ROOM_SHARE,
 };
 use crate::ring::{Driver, Event, RecvBuffer, Socket, Token, Wheel};
 use crate::sys::clock;
@@ -43,6 +44,10 @@ use crate::sys::shared::Meter;
 /// Turns after accepting ended in which a connection may still be delivered: one that submits the end, one that
 /// brings what was on its way.
 const CLOSED_TURNS: u8 = 2;
+
+/// Milliseconds that the I/O thread looks for more pieces that are kept back, behind the last ones: an application that
+/// gives some gives more.
+const WATCH_MS: u64 = 2;
 
 /// The state of one worker's I/O thread.
 pub(super) struct Io {
@@ -118,13 +123,19 @@ pub(super) struct Io {
     rested: bool,
     /// Runners have reported meanwhile, and woken nobody.
     pub(super) reported: bool,
+    /// When pieces that were kept back were last heard of, while it looks every [`HOLD_MS`] whether there are more.
+    watches: Option<u64>,
     events: Vec<Event>,
     reports: Vec<Token>,
     expired: Vec<Token>,
     /// What is answered here, if anything.
     status: Option<Status>,
-    /// Where to count, if somebody asks for metrics.
+    /// Where to count while somebody looks.
     meter: Option<Meter>,
+    /// Somebody looks.
+    counting: bool,
+    /// Somebody wants to know how long requests take.
+    timed: bool,
     /// Gives requests their ids, if somebody wants them.
     request_ids: Option<RequestIds>,
     /// Connections to the metrics address.
@@ -169,6 +180,7 @@ impl Io {
         let observer_port = Arc::new(Port::new(driver.waker()));
         let overdue = Overdue::new(rules.patience, now_ms);
         let reporter = Reporter::new(&pool, Arc::clone(&app));
+        let timed = rules.timed;
         Self {
             driver,
             now_ms,
@@ -209,11 +221,14 @@ impl Io {
             balance: None,
             rested: false,
             reported: false,
+            watches: None,
             events: Vec::new(),
             reports: Vec::new(),
             expired: Vec::new(),
             status: None,
             meter: None,
+            counting: false,
+            timed,
             request_ids: None,
             observers: 0,
             unobserved_turns: None,
@@ -225,9 +240,37 @@ impl Io {
         }
     }
 
-    /// From now on answers what `status` says, and counts with `meter`.
+    /// From now on answers what `status` says, and counts with `meter` while that is wanted.
     pub(super) fn observe(&mut self, status: Option<Status>, meter: Option<Meter>) {
         (self.status, self.meter) = (status, meter);
+        self.heed_meter();
+    }
+
+    /// Begins to count when somebody looks, and stops when nobody does.
+    fn heed_meter(&mut self) {
+        let Some(meter) = &self.meter else { return };
+        let wanted = meter.is_wanted(self.now_ms);
+        if wanted == self.counting {
+            return;
+        }
+        (self.counting, self.timed) = (wanted, wanted || self.rules.timed);
+        if let Some(inline) = &mut self.inline {
+            inline.count(wanted);
+        }
+        if wanted {
+            self.pool.count(true);
+            // What happened while nobody looked is not counted afterwards.
+            self.metered = (self.port.sent_bytes(), self.driver.buffer_waits());
+            self.look_ms = self.now_ms;
+            self.publish();
+        }
+        if let Some(meter) = &self.meter {
+            // Who reads this knows that the rest is up to date.
+            meter.counting.set(u64::from(wanted));
+        }
+        if !wanted {
+            self.pool.count(false);
+        }
     }
 
     /// From now on gives every request an id.
@@ -288,6 +331,10 @@ impl Io {
     /// # Errors
     /// When the backend fails.
     pub(super) fn turn(&mut self) -> io::Result<()> {
+        if self.watches.is_some_and(|heard_ms| self.now_ms > heard_ms + WATCH_MS) {
+            self.watches = None;
+            self.reported |= self.port.watch(false);
+        }
         let timeout = if self.reported { Duration::ZERO } else { self.timeout() };
         (self.rested, self.reported) = (false, false);
         let mut events = std::mem::take(&mut self.events);
@@ -297,10 +344,16 @@ impl Io {
         }
         self.now_ms = self.driver.now_ms();
         self.turn_ns = None;
+        self.heed_meter();
 
         // Reports first: a connection that became idle can take the bytes that came in this turn.
         let mut reports = std::mem::take(&mut self.reports);
-        self.port.collect(&mut reports);
+        if self.port.collect(&mut reports) {
+            if self.watches.is_none() {
+                let _ = self.port.watch(true);
+            }
+            self.watches = Some(self.now_ms);
+        }
         for token in reports.drain(..) {
             self.look(token);
         }
@@ -347,7 +400,7 @@ impl Io {
         if self.waiting > 0 && self.rules.queue_ms != u64::MAX {
             self.turn_away_late();
         }
-        if self.meter.is_some() {
+        if self.counting {
             self.publish();
         }
         if self.overdue.next_ms() <= self.now_ms {
@@ -398,6 +451,9 @@ impl Io {
         if self.waiting > 0 {
             ms = if self.rested { 0 } else { BATCH_CHECK_MS };
         }
+        if self.watches.is_some() {
+            ms = ms.min(HOLD_MS);
+        }
         if !matches!(self.entrance, Entrance::Open | Entrance::Closed { turns: CLOSED_TURNS })
             || self.unobserved_turns.is_some_and(|turns| turns < CLOSED_TURNS)
         {
@@ -439,7 +495,7 @@ impl Io {
         let Some(listener) = self.listener(at) else { return };
         let observer = self.doors.get(at).is_some_and(|door| door.observer);
         // Here, and not where it is taken on: it may be by a sibling, now or later.
-        if let Some(meter) = self.meter.as_ref().filter(|_| !observer) {
+        if let Some(meter) = self.meter.as_ref().filter(|_| self.counting && !observer) {
             meter.accepted.add(1);
         }
         if observer || !self.pass_on(&listener, &socket) {
@@ -575,7 +631,8 @@ impl Io {
 
     fn on_received(&mut self, token: Token, bytes: &RecvBuffer) {
         let Some(conn) = self.conns.get(token) else { return };
-        if let Some(meter) = &self.meter
+        if self.counting
+            && let Some(meter) = &self.meter
             && !conn.observer
         {
             meter.received_bytes.add(bytes.len() as u64);
@@ -833,7 +890,7 @@ impl Io {
                 self.write(token);
             }
         }
-        if self.rules.timed {
+        if self.timed {
             // If it comes to no application: from here on it counts.
             exchange.request.received_ns = clock::monotonic_ns();
         }
@@ -883,7 +940,7 @@ impl Io {
         if let Some(request_ids) = &mut self.request_ids {
             request_ids.identify(&mut exchange);
         }
-        if self.rules.timed {
+        if self.timed {
             // One look at the clock for all requests of a turn, which came together as far as we know.
             exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
         }
@@ -1141,7 +1198,8 @@ impl Io {
         let page = refusal(refused.status, &refused.detail, is_head);
         // What the socket does not take is sent like the rest of any other last answer.
         let _ = conn.link.say(&page);
-        if let Some(meter) = &self.meter
+        if self.counting
+            && let Some(meter) = &self.meter
             && !conn.observer
         {
             meter.refused[status_index(refused.status)].add(1);
@@ -1163,7 +1221,7 @@ impl Io {
     /// Refuses a request for its head, with which `input` begins; tells of it if the head was read.
     fn refuse_head(&mut self, token: Token, refused: &Refusal, mut exchange: Box<Exchange>, input: &[u8]) {
         let head = &exchange.request.head;
-        if head.is_read && self.rules.timed {
+        if head.is_read && self.timed {
             let last = head.fields.last().map_or(head.target, |field| field.value);
             let lines = input.get(..last.end as usize).unwrap_or(input);
             exchange.request.bytes.extend_from_slice(lines);
@@ -1200,7 +1258,7 @@ impl Io {
 
     /// Tells those who log of a request that no application sees.
     fn tell_of(&mut self, mut exchange: Box<Exchange>, link: Arc<Link>, status: u16, body_bytes: u64) {
-        if !self.rules.timed {
+        if !self.timed {
             exchange.clear();
             self.blank = Some(exchange);
             return;
@@ -1356,6 +1414,16 @@ impl Io {
     /// When the wheel's next entry is due.
     pub(super) fn next_entry_ms(&self) -> Option<u64> {
         self.wheel.next_ms()
+    }
+
+    /// The longest time that pieces have been kept back on a connection, now or before the I/O thread sent them.
+    pub(super) fn longest_held_ms(&mut self) -> u64 {
+        let mut longest_ms = self.port.longest_held_ms.load(Ordering::Relaxed);
+        for token in self.conns.tokens() {
+            let since_ms = self.conns.get(token).and_then(|conn| conn.link.held_since_ms());
+            longest_ms = longest_ms.max(since_ms.map_or(0, |since_ms| self.now_ms - since_ms));
+        }
+        longest_ms
     }
 
     /// For each connection: bytes of input, of the answer, and of the streamed body that it holds.

@@ -122,7 +122,7 @@ struct Rules {
     keepalive_ms: u64,
     linger_ms: u64,
     graceful_ms: u64,
-    /// Whether somebody measures how long requests take.
+    /// Whether somebody always wants to know how long requests take.
     timed: bool,
     patience: Patience,
     /// How long a request may wait for a runner.
@@ -508,10 +508,7 @@ fn serve(
     let meter = meter(&context);
     let rules = Arc::new(Rules::new(
         &context.settings,
-        access.is_some()
-            || context.settings.python_log
-            || observe::statsd::metrics().is_some()
-            || meter.is_some(),
+        access.is_some() || context.settings.python_log || observe::statsd::metrics().is_some(),
     ));
     let status = Status::new(&context.settings, &context.shared);
     let port = Arc::new(Port::new(waker.clone()).expiring(rules.patience.request_ms != u64::MAX));
@@ -582,9 +579,10 @@ fn serve(
     Ok(Duration::from_millis(left).max(Duration::from_millis(QUICK_STOP_MS)))
 }
 
-/// Where this worker counts; nowhere unless somebody asks for metrics.
+/// Where this worker counts: always when there is an address to read it at, otherwise while somebody watches through
+/// the control socket.
 fn meter(context: &WorkerContext) -> Option<Meter> {
-    context.settings.metrics_bind.as_ref().and_then(|_| context.shared.meter(context.record))
+    context.shared.meter(context.record, context.settings.metrics_bind.is_some())
 }
 
 /// How long a worker lives: until it has answered `max_requests`, grown to `max_worker_memory`, or reached

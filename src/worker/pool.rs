@@ -143,6 +143,8 @@ pub(super) struct Pool {
     threads_max: usize,
     recorder: Recorder,
     meter: Option<Meter>,
+    /// Whether it counts now. Changed by the I/O thread, under the lock of the queue.
+    counting: AtomicBool,
     /// Where the I/O thread rests.
     rest: Parker,
     left: std::sync::Condvar,
@@ -165,6 +167,7 @@ pub(super) struct Progress {
 struct Sample {
     method: usize,
     status: usize,
+    /// 0 when it came before anybody looked: it has no times then.
     received_ns: u64,
     taken_ns: u64,
     ended_ns: u64,
@@ -176,6 +179,9 @@ impl Sample {
     fn count(&self, meter: &Meter) {
         meter.requests[self.method][self.status].add(1);
         meter.runner_sent_bytes.add(self.sent_bytes);
+        if self.received_ns == 0 {
+            return;
+        }
         meter.queue_wait.record(self.taken_ns.saturating_sub(self.received_ns));
         meter.application.record(self.ended_ns.saturating_sub(self.taken_ns));
         meter.total.record(self.ended_ns.saturating_sub(self.received_ns));
@@ -225,16 +231,29 @@ impl Pool {
             threads_max: threads_max.max(1),
             recorder,
             meter: None,
+            counting: AtomicBool::new(false),
             rest: Parker::new(),
             left: std::sync::Condvar::new(),
         }
     }
 
-    /// Counts with `meter`, too.
+    /// Counts with `meter` whenever it is told to ([`Pool::count`]).
     #[must_use]
     pub(super) fn measured_by(mut self, meter: Option<Meter>) -> Self {
         self.meter = meter;
         self
+    }
+
+    /// From now on counts, or no longer. How the queue and the runners stand is shown at once.
+    pub(super) fn count(&self, on: bool) {
+        let queue = lock(&self.queue);
+        self.counting.store(on, Ordering::Relaxed);
+        self.show(&queue);
+    }
+
+    /// Where to count now. While nobody looks it costs a load of memory that the runners have in their cache.
+    fn meter(&self) -> Option<&Meter> {
+        if self.counting.load(Ordering::Relaxed) { self.meter.as_ref() } else { None }
     }
 
     /// An empty exchange to parse the next request into.
@@ -340,7 +359,7 @@ impl Pool {
 
     /// Tells the metrics how the queue and the runners stand.
     fn show(&self, queue: &Queue) {
-        if let Some(meter) = &self.meter {
+        if let Some(meter) = self.meter() {
             meter.waiting.set(queue.ready.len() as u64);
             meter.in_hand.set(queue.in_hand as u64);
             meter.runners.set(queue.alive as u64);
@@ -507,7 +526,11 @@ impl Pool {
             drop(queue);
             let wakeup = self.rest.park_timeout(slice);
             queue = lock(&self.queue);
-            if wakeup == Wakeup::Woken || queue.rested == queue.taken || queue.ready.is_empty() {
+            if wakeup == Wakeup::Woken
+                || queue.rested == queue.taken
+                || queue.ready.is_empty()
+                || port.has_held()
+            {
                 break;
             }
         }
@@ -647,7 +670,7 @@ impl Pool {
             ended_ns = timed.then(clock::monotonic_ns);
             let now_ns = ended_ns.unwrap_or_default();
             self.recorder.record(&exchange, now_ns);
-            let sample = self.meter.is_some().then(|| Sample {
+            let sample = self.meter().map(|_| Sample {
                 method: method_index(exchange.request.method()),
                 status: status_index(exchange.reply.status_code()),
                 received_ns,
@@ -675,7 +698,7 @@ impl Pool {
         let mut queue = lock(&self.queue);
         if let Some(Done { exchange, sample }) = done {
             queue.in_hand -= 1;
-            if let (Some(meter), Some(sample)) = (&self.meter, sample) {
+            if let (Some(meter), Some(sample)) = (self.meter(), sample) {
                 sample.count(meter);
             }
             if queue.spare.len() < SPARE_EXCHANGES_MAX {
@@ -732,7 +755,7 @@ impl Pool {
                 let most = Duration::from_millis(HEARTBEAT_MS);
                 runner.park(&mut || {
                     wakeup = if main { seat.parker.park_timeout(most) } else { seat.parker.park() };
-                    woken_ns = self.meter.is_some().then(clock::monotonic_ns);
+                    woken_ns = self.meter().map(|_| clock::monotonic_ns());
                 });
                 if wakeup != Wakeup::TimedOut {
                     break;
@@ -743,7 +766,7 @@ impl Pool {
             }
             let waited_ns = woken_ns.map(|woken_ns| clock::monotonic_ns().saturating_sub(woken_ns));
             queue = lock(&self.queue);
-            if let (Some(meter), Some(waited_ns)) = (&self.meter, waited_ns) {
+            if let (Some(meter), Some(waited_ns)) = (self.meter(), waited_ns) {
                 meter.interpreter_wait_ns.add(waited_ns);
             }
             // Woken by an unpark, somebody took this runner off the list and counted it awake. After an

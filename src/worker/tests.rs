@@ -526,6 +526,42 @@ fn a_generator_waits_for_a_slow_reader_and_ends_when_it_leaves() {
     });
 }
 
+/// Pieces that come quickly may leave together, but the client must not wait for what the application does next.
+#[test]
+fn a_piece_that_is_kept_back_leaves_while_its_application_waits() {
+    on_both(|io| {
+        for others in [0, 3] {
+            let (send, go_on) = mpsc::channel::<()>();
+            let go_on = Mutex::new(go_on);
+            let server = Server::start(io, 1, rules(), move |exchange| {
+                exchange.reply.hold_pieces();
+                exchange.reply.start(b"200 OK").unwrap();
+                for round in 0..20 {
+                    for name in ["a", "b", "c"] {
+                        let piece = format!("{name}{round},").repeat(if name == "b" { 10_000 } else { 1 });
+                        let owned = piece.clone().into_bytes();
+                        let sent = exchange.reply.send(piece.as_bytes(), None, false, || Box::new(owned));
+                        if sent.unwrap() == crate::app::Sent::Full {
+                            exchange.reply.wait();
+                        }
+                    }
+                    go_on.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap();
+                }
+                exchange.reply.finish();
+            });
+            // With other connections the I/O thread rests while the runner has work.
+            let _idle: Vec<_> = (0..others).map(|_| server.connect()).collect();
+            let mut stream = server.connect();
+            stream.write_all(get("/").as_bytes()).unwrap();
+            for round in 0..20 {
+                read_until(&mut stream, &format!("c{round},\r\n"));
+                send.send(()).unwrap();
+            }
+            assert_eq!(read_until(&mut stream, "0\r\n\r\n"), "0\r\n\r\n");
+        }
+    });
+}
+
 #[test]
 fn blocked_runners_get_company_up_to_the_bound() {
     on_both(|io| {

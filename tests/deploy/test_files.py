@@ -158,6 +158,27 @@ def test_the_image_is_small_and_without_root():
             assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
 
 
+def test_what_lies_about_in_a_checkout_does_not_get_into_the_image():
+    """The first stage copies everything: old builds and, worse, a database that was played with."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+
+    def left_out(path: str) -> bool:
+        # Docker's rules, as far as the file uses them: from the root, a folder with all that it holds, ** for any.
+        def matches(pattern: str) -> bool:
+            any_depth = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+            return re.fullmatch(f"{any_depth}(/.*)?", path) is not None
+
+        return any(map(matches, patterns))
+
+    rubbish = [".git/HEAD", ".venv/bin/python", ".venv-3.12/x", "target/release/ringhorn", "loadtest/target/debug/x"]
+    rubbish += ["python/ringhorn/_native.so", "src/__pycache__/x.pyc", ".pytest_cache/x", "loadtest/results/x.json"]
+    rubbish += ["examples/django/db.sqlite3", "examples/django/db.sqlite3-wal"]
+    assert [path for path in rubbish if not left_out(path)] == []
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    assert [path for path in listed.stdout.splitlines() if left_out(path)] == [], "the build needs its sources"
+
+
 def test_the_image_starts_the_server_without_a_shell_and_with_arguments_that_it_takes():
     found = dict(instructions())
     program, *args = json.loads(found["ENTRYPOINT"])
@@ -227,6 +248,22 @@ def test_kubernetes_waits_longer_than_the_server_and_asks_for_its_paths():
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert str(pod["securityContext"]["runAsUser"]) == dict(instructions())["USER"]
+
+
+def test_the_manifest_is_what_the_schemas_of_kubernetes_say():
+    """Those of all versions at hand, and nothing in it that they do not know: a slip in a name is ignored otherwise."""
+    kubernetes = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate, with the schemas of Kubernetes, is not installed"
+    )
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    assert [document["kind"] for document in documents] == ["Deployment", "Service"]
+    for version in sorted(set(kubernetes.utils.all_versions())):
+        for document in documents:
+            kubernetes.validate(document, version, strict=True)
+    (container,) = documents[0]["spec"]["template"]["spec"]["containers"]
+    container["readinesProbe"] = container.pop("readinessProbe")
+    with pytest.raises(kubernetes.ValidationError, match="readinesProbe"):
+        kubernetes.validate(documents[0], version, strict=True)
 
 
 def test_the_seccomp_profile_gets_io_uring_and_loses_nothing():

@@ -231,3 +231,37 @@ fn metrics_count_what_is_answered_at_once_and_later() {
         }
     }
 }
+
+/// Without an address for metrics, they are counted while somebody asks for the load.
+#[test]
+fn what_is_answered_is_counted_while_somebody_looks() {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
+
+    for io in BACKENDS {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.ctl");
+        let control = path.to_str().unwrap();
+        let server = Server::start(DEMO, &["--workers", "1", "--io", io, "--control-socket", control]);
+        let meter = || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(b"show load 60\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+            answer["data"]["web_workers"][0]["meter"].clone()
+        };
+        let mut client = server.connect();
+        assert_eq!(client.ask(&get("/plaintext")).status, 200);
+        wait_until(|| meter().is_object());
+        assert_eq!(meter()["requests"], 0);
+        for _ in 0..3 {
+            assert_eq!(client.ask(&get("/plaintext")).status, 200);
+            // A file: its answer is finished later.
+            assert_eq!(client.ask(&get("/static/none")).status, 404);
+        }
+        wait_until(|| meter()["requests"] == 6);
+        let count = |pair: &serde_json::Value| pair[1].as_u64().unwrap();
+        assert_eq!(meter()["times"].as_array().unwrap().iter().map(count).sum::<u64>(), 6);
+    }
+}

@@ -159,6 +159,8 @@ def test_errors_say_what_to_do(tmp_path, runtime):
     assert "ENOENT" in ctl(runtime, "-s", tmp_path / "none", "ping", code=1)
     assert "no process" in ctl(runtime, "--pid", 2**22 + 1, "ping", code=1)
     assert "pidfile" in ctl(runtime, "--pid", tmp_path / "none", "ping", code=1)
+    (tmp_path / "pid").write_text("1\n")
+    assert "is no socket; `--pid`" in ctl(runtime, "-s", tmp_path / "pid", "ping", code=1)
     assert "--help" in ctl(runtime, "--such", code=2)
 
 
@@ -227,6 +229,34 @@ def test_requests_in_hand_are_shown_until_they_are_answered(serve, runtime):
         assert site.get("/go_on").status == 200
         assert client.read_response().body == b"late"
     wait_until(lambda: shown() == [], "the request to be forgotten")
+
+
+def test_workers_count_while_somebody_looks(site, runtime):
+    """Nobody pays for numbers that nobody sees, and those that are seen are right."""
+
+    def meters(words: bytes) -> list[dict | None]:
+        answer = say(place(runtime), b"show " + words + b"\n")["data"]
+        return [worker["meter"] for worker in answer.get("web_workers") or answer["workers"]]
+
+    def requests() -> int | None:
+        found = meters(b"load 5")
+        return None if None in found else sum(meter["requests"] for meter in found)
+
+    with site.client() as client:
+        for before in (0, 10):
+            wait_until(lambda: meters(b"workers") == [None, None], "nobody looks any more")
+            assert client.get("/environ").status == 200
+            wait_until(lambda: requests() is not None, "the workers to count")
+            assert requests() == before, "what nobody saw"
+            for _ in range(10):
+                assert client.get("/environ").status == 200
+            wait_until(lambda: requests() == before + 10, "ten requests more")  # noqa: B023
+            found = meters(b"workers")
+            assert sum(count for meter in found for _, count in meter["times"]) == before + 10
+            assert sum(meter["in_hand"] + meter["waiting"] for meter in found) == 0
+            assert sum(meter["runners"] for meter in found) >= 2
+    for wrong in ("0", "151", "x"):
+        assert "number of seconds" in ctl(runtime, "show", "load", wrong, code=1)
 
 
 def test_tables_for_people(site, runtime):

@@ -156,6 +156,27 @@ def test_code_that_is_broken_leaves_the_old_code(project, develop):
     wait_for_text(site, "/", b"mended code")
 
 
+def test_views_that_are_broken_leave_the_old_code(project, develop):
+    """Django imports them at the first request; then it would be too late."""
+    site = develop()
+    urls = project.directory / "site_urls.py"
+    urls.write_text(URLS + "this is no Python\n")
+    wait_until(lambda: "the reload is dropped" in site.log(), "the broken views to be refused")
+    assert "SyntaxError" in site.log() and site.get("/").body == b"first code"
+    # What a system check finds.
+    urls.write_text(URLS + "handler404 = 'site_urls.none'\n")
+    wait_until(lambda: "urls.E008" in site.log(), "the check")
+    assert site.get("/").body == b"first code"
+    urls.write_text(URLS.replace("first code", "mended code"))
+    wait_for_text(site, "/", b"mended code")
+
+
+def test_checks_can_be_skipped(project, develop):
+    (project.directory / "site_urls.py").write_text(URLS + "handler404 = 'site_urls.none'\n")
+    site = develop("--skip-checks")
+    assert site.get("/").body == b"first code"
+
+
 def test_noreload_and_nothreading(project, develop):
     site = develop("--noreload", "--nothreading")
     (worker,) = site.workers(1)

@@ -295,14 +295,14 @@ def test_upload_and_download_at_once(site):
 
 
 @pytest.mark.ringhorn_only
-@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("way", ["up", "down", "slowly down"])
 def test_a_streamed_body_does_not_sit_in_memory(serve, way):
     """50 MB in either direction with a peer that is slower; resident memory stays under half of it."""
     site = serve("pep3333:app", "--workers", "1", "--threads", "2")
     (worker,) = site.workers(1)
     site.get("/big/1000000/65536")
     before = resident_peak(worker)
-    with site.client(receive_buffer=65536) as client:
+    with site.client(receive_buffer=4096 if way == "slowly down" else 65536) as client:
         if way == "up":
             client.send(request("POST", "/digest/65536", f"Content-Length: {50 * MB}"))
             piece = bytes(MB)

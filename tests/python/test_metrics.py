@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import metrics
-from harness import PATIENCE, ROOT, Client, Server, request, run_to_end, wait_until
+from harness import APPS, PATIENCE, ROOT, Client, Server, request, run_to_end, wait_until
 from metrics import Scrape, wait_for
 
 pytestmark = pytest.mark.ringhorn_only
@@ -169,6 +169,99 @@ def test_counts_survive_recycling_and_kills(serve):
         assert scrape.sum("ringhorn_requests_in_flight") == 0
     assert {sample.labels["worker"] for sample in scrape.families["ringhorn_connections"].samples} == {"0", "1"}
     assert scrape.sum("ringhorn_accepted_connections_total") == 103
+
+
+def test_worker_ends_are_counted_by_their_reason(serve, tmp_path):
+    (tmp_path / "ends.py").write_text(
+        "import os, pep3333\n"
+        "def application(environ, start):\n"
+        "    if environ['PATH_INFO'] == '/exit': os._exit(7)\n"
+        "    return pep3333.app(environ, start)\n"
+    )
+    env = {"PYTHONPATH": str(APPS)}
+    site = serve("ends", "-w", "2", "--timeout", "2", *METRICS, cwd=tmp_path, env=env, ready=None)
+    wait_for(site, "ringhorn_workers", 2, state="ready")
+    with site.client() as client:
+        client.send(request("GET", "/exit"))
+        wait_for(site, "ringhorn_worker_exits_total", 1, reason="exit")
+    wait_for(site, "ringhorn_workers", 2, state="ready")
+    site.signal(signal.SIGTTOU)
+    wait_for(site, "ringhorn_worker_exits_total", 1, reason="scale")
+    # One that hangs: the other worker has to be there to tell of it.
+    site.signal(signal.SIGTTIN)
+    wait_for(site, "ringhorn_workers", 2, state="ready")
+    os.kill(site.workers(2)[0], signal.SIGSTOP)
+    wait_for(site, "ringhorn_worker_exits_total", 1, reason="timeout")
+    scrape = wait_for(site, "ringhorn_workers", 2, state="ready")
+    assert scrape.sum("ringhorn_worker_exits_total") == 3
+    assert scrape.sum("ringhorn_worker_forks_total") == 5
+
+
+def test_a_silent_worker_is_seen(serve):
+    """And scrapes are answered: of those who wait for a connection, the kernel may wake the one that hangs."""
+    site = serve("pep3333:app", "-w", "2", *METRICS, ready=None)
+    wait_for(site, "ringhorn_workers", 2, state="ready")
+    (pid, _) = site.workers(2)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        silence = "ringhorn_worker_silence_seconds"
+
+        def silent() -> list[str]:
+            return [slot for slot in "01" if Scrape(site).sum(silence, worker=slot) > 2]
+
+        wait_until(lambda: len(silent()) == 1, "the silence of one worker")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: silent() == [], "its next sign of life")
+
+
+def test_connections_that_move_are_counted(serve):
+    """A worker whose only thread is taken gives what waits to the other one."""
+    site = serve("pep3333:app", "-w", "2", "--threads", "1", *METRICS, ready=None)
+    wait_for(site, "ringhorn_workers", 2, state="ready")
+    clients = [site.client() for _ in range(16)]
+    for client in clients:
+        assert client.get("/one").status == 200
+    assert Scrape(site).sum("ringhorn_handed_over_connections_total") == 0
+    clients[0].send(request("GET", "/wait?key=moved"))
+    wait_for(site, "ringhorn_requests_in_flight", 1)
+    for client in clients[1:]:
+        assert client.get("/one").status == 200
+    scrape = wait_for(site, "ringhorn_requests_total", 31)
+    # As many as were with the worker that is busy, which is the kernel's choice; a request may cross once only.
+    moved = scrape.sum("ringhorn_handed_over_connections_total")
+    busy = [slot for slot in "01" if scrape.sum("ringhorn_requests_in_flight", worker=slot) == 1]
+    assert 0 < moved <= 15 and scrape.sum("ringhorn_handed_over_connections_total", worker=busy[0]) == moved
+    assert scrape.sum("ringhorn_accepted_connections_total") == 16
+    for client in clients:
+        client.reset()
+    site.signal(signal.SIGINT)
+    site.wait()
+
+
+def test_waiting_for_the_interpreter_is_counted(serve, tmp_path):
+    """One thread computes, and whoever is woken waits until Python takes the interpreter from it."""
+    (tmp_path / "spin.py").write_text(
+        "import pep3333, threading\n"
+        "stop = threading.Event()\n"
+        "def application(environ, start):\n"
+        "    if environ['PATH_INFO'] == '/spin':\n"
+        "        while not stop.is_set(): pass\n"
+        "    elif environ['PATH_INFO'] == '/stop': stop.set()\n"
+        "    environ['PATH_INFO'] = '/one'\n"
+        "    return pep3333.app(environ, start)\n"
+    )
+    options = ("-w", "1", "--threads", "2", *METRICS)
+    site = serve("spin", *options, cwd=tmp_path, env={"PYTHONPATH": str(APPS)}, ready=None)
+    with site.client() as busy, site.client() as quick:
+        busy.send(request("GET", "/spin"))
+        wait_for(site, "ringhorn_requests_in_flight", 1)
+        for _ in range(20):
+            assert quick.get("/one").status == 200
+        # Each but the first is for a runner that was parked. Python's interval is 5 ms.
+        scrape = wait_for(site, "ringhorn_requests_total", 20)
+        assert quick.get("/stop").status == busy.read_response().status == 200
+    assert scrape.sum("ringhorn_interpreter_wait_seconds_total") > 0.02
 
 
 def test_a_reload_is_scraped_without_a_gap_and_counts_go_on(serve):
@@ -379,6 +472,10 @@ def test_every_metric_of_dashboard_and_docs_exists_and_all_are_documented(site):
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     used = set(re.findall(r"ringhorn_\w+", " ".join(expressions)))
     assert used and used <= series, used - series
+    shown = {re.sub("_(bucket|sum|count)$", "", name) for name in used}
+    assert families - shown == {"ringhorn_info"}, "a number that no panel shows"
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len({panel["id"] for panel in dashboard["panels"]}) == len(places)
     text = (ROOT / "docs/observability.md").read_text()
     told = set(re.findall(r"ringhorn_\w+", text))
     assert told <= series, told - series
@@ -449,6 +546,16 @@ def test_every_request_has_an_id(serve, tmp_path):
     assert (answer.status, answer.field("x-request-id")) == (500, "fails")
     wait_until(lambda: "fails 500" in log.read_text(), "the line of the failure")
     assert log.read_text().splitlines()[:2] == [f"{made} 200", "abc-123 200"]
+
+
+def test_the_id_is_in_the_json_line(serve, tmp_path):
+    log = tmp_path / "access.log"
+    options = ("--request-id-header", "X-Request-ID", "--access-logfile", str(log), "--access-logformat", "json")
+    site = serve("pep3333:app", *options, ready=None)
+    made = site.get("/one").field("x-request-id")
+    assert site.get("/one", "X-Request-ID: given-1").field("x-request-id") == "given-1"
+    wait_until(lambda: len(lines(log)) == 2, "two lines")
+    assert [line["request_id"] for line in lines(log)] == [made, "given-1"]
 
 
 def test_without_the_setting_ids_are_the_applications_business(serve):

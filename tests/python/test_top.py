@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from harness import PATIENCE, clean_environment, request, run_to_end, wait_until
-from test_control import runtime, site  # noqa: F401 (fixtures)
+from test_control import place, runtime, say, site  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.ringhorn_only
 
@@ -258,10 +258,10 @@ def test_without_a_terminal_it_says_what_to_do(site, runtime):  # noqa: F811
     assert run_to_end(TOP, "--interval", "0", env=runtime)[0] == 2
 
 
-def test_what_is_in_hand_and_how_long_it_takes(serve, screen, runtime):  # noqa: F811
-    """What the server counts for Prometheus is on the screen, too."""
-    options = ("--workers", "1", "--threads", "3", "--metrics-bind", "127.0.0.1:0")
-    site = serve("pep3333:app", *options, env=runtime)  # noqa: F811
+@pytest.mark.parametrize("options", [(), ("--metrics-bind", "127.0.0.1:0")], ids=["plain", "metrics"])
+def test_what_is_in_hand_and_how_long_it_takes(serve, screen, runtime, options):  # noqa: F811
+    """What the server counts for Prometheus is on the screen, too, and without an address for it as well."""
+    site = serve("pep3333:app", "--workers", "1", "--threads", "3", *options, env=runtime)  # noqa: F811
     top = screen("--interval", "0.2")
     top.until(lambda: "all" in top.rows(), "two answers")
     with site.client() as one, site.client() as two:
@@ -277,3 +277,37 @@ def test_what_is_in_hand_and_how_long_it_takes(serve, screen, runtime):  # noqa:
             return re.fullmatch(r"\d+(us|ms)", top.cell("0", "P50")) is not None
 
         top.until(timed, "latencies")
+
+
+def test_what_was_there_before_anybody_looked(serve, screen, runtime):  # noqa: F811
+    """Both runners blocked, a request that waits, and nothing that moves: this is when somebody looks."""
+    site = serve("pep3333:app", "--workers", "1", "--threads", "2", env=runtime)  # noqa: F811
+    with ExitStack() as stack:
+        clients = [stack.enter_context(site.client()) for _ in range(3)]
+        for client in clients:
+            client.send(request("GET", "/wait?key=before"))
+        wait_until(lambda: say(place(runtime), b"show requests\n")["data"]["count"] == 2, "both are blocked")
+        top = screen("--interval", "0.2")
+
+        def shown() -> tuple[str, ...]:
+            return tuple(top.cell("0", head) for head in ("IN HAND", "BLOCKED", "QUEUE", "CONN"))
+
+        top.until(lambda: shown() == ("2", "2/2", "1", "3"), "the blocked runners")
+        top.press("q")
+        assert top.exit_code() == 0
+        site.signal(signal.SIGINT)
+        site.wait()
+
+
+def test_one_table_has_latencies(site, runtime):  # noqa: F811
+    """All of what `--once` shows is of its one interval, in which the workers count."""
+    with site.client() as client:
+        table = subprocess.Popen(
+            [*TOP, "--once", "--interval", "2"], stdout=subprocess.PIPE, text=True, env=clean_environment(runtime)
+        )
+        while table.poll() is None:
+            assert client.get("/environ").status == 200
+        lines = table.communicate(timeout=PATIENCE)[0].splitlines()
+    assert table.returncode == 0
+    assert lines[3].split()[0] == "all"
+    assert re.search(r" \d[\d.]*(us|ms) +\d[\d.]*(us|ms) ", lines[3]), lines

@@ -366,6 +366,18 @@ def test_each_piece_is_sent_before_the_next_is_made(site, key):
         assert client.read_response().body == b"first\nsecond\n"
 
 
+@pytest.mark.parametrize("count", [2, 50])
+def test_pieces_that_come_quickly_are_sent_before_the_next_is_made(site, key, count):
+    """They may leave together, but whoever waits for what they say must not wait for the application, too."""
+    with site.client() as client:
+        client.send(request("GET", f"/gated/{count}?key={key}"))
+        client.wait_for(b"piece %d\n" % (count - 1))
+        assert site.get(f"/open/{key}").body == b"open"
+        pieces = [b"piece %d\n" % number for number in range(count)]
+        assert client.read_response().body == b"".join([pieces[0], b"first\n", *pieces[1:], b"second\n"])
+        assert_usable(client)
+
+
 @pytest.mark.ringhorn_only("PEP 3333 has no such threads; here they must not reach another request's answer")
 def test_a_thread_inside_write_ends_before_its_request_and_cannot_write_later(site, key):
     with site.client() as client:

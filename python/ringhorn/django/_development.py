@@ -14,6 +14,8 @@ django.setup()
 
 from django.apps import apps  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.core import checks  # noqa: E402
+from django.core.management.base import SystemCheckError  # noqa: E402
 from django.core.servers.basehttp import get_internal_wsgi_application  # noqa: E402
 
 # How the command tells its options: the words of those that are on.
@@ -68,8 +70,21 @@ class Answer:
             log('"%s" %s %s', self.request, self.status, self.bytes, extra=extra)
 
 
+def check() -> None:
+    """Raise what is wrong with the project, as Django's runserver finds it after each reload.
+
+    The checks import the project's URLs with all views, which Django does at the first request otherwise. Raised here,
+    an error drops the reload, and the code before the change goes on serving.
+    """
+    wrong = [message for message in checks.run_checks() if message.is_serious() and not message.is_silenced()]
+    if wrong:
+        raise SystemCheckError("System check identified some issues:\n\n" + "\n".join(map(str, wrong)))
+
+
 def make() -> Lines:
     options = os.environ.get(OPTIONS, "").split()
+    if "checks" in options:
+        check()
     handler = get_internal_wsgi_application()
     static = apps.is_installed("django.contrib.staticfiles") and "static" in options
     if static and (settings.DEBUG or "insecure" in options):

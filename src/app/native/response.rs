@@ -72,7 +72,7 @@ pub struct Response<'a> {
     /// Answers to earlier requests of the connection, to be sent first.
     pub(crate) out: &'a mut Vec<u8>,
     pub(crate) stream: Option<BodyStream>,
-    pub(crate) recorder: &'a Option<Recorder>,
+    pub(crate) recorder: Option<&'a Recorder>,
     pub(crate) received_ns: u64,
     pub(crate) answer: Answer,
 }
@@ -154,7 +154,7 @@ impl Response<'_> {
         exchange.begin(Arc::clone(link));
         exchange.reply.adopt(&mut self.draft.encoder);
         let failed = self.draft.failed.take();
-        Responder::new(exchange, self.stream.take(), self.recorder.clone(), failed)
+        Responder::new(exchange, self.stream.take(), self.recorder.cloned(), failed)
     }
 
     /// Whether [`Response::defer`] was called.

@@ -23,6 +23,8 @@ use pyo3::types::PyDict;
 
 use self::hooks::Hooks;
 use self::host::{PythonHost, Source, Start};
+#[cfg(feature = "simulation")]
+pub use self::wsgi::environs::Environs;
 use crate::config::settings::{self, SETTINGS};
 use crate::config::{self, Loaded, Program, Settings};
 use crate::error::{Exit, StartError};

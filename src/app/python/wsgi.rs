@@ -5,6 +5,9 @@
 //! object that is used again as long as no application kept it; head and body of a short answer leave in
 //! one `send(2)`; the interpreter lock is held from one request to the next.
 
+#[cfg(feature = "simulation")]
+pub(super) mod environs;
+
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
@@ -365,6 +368,8 @@ fn send_piece(
     if !reply.is_started() {
         return Err(never_started());
     }
+    // Not only behind an answer: one that is made for hours would keep every piece that the client was too slow for.
+    bury(py);
     match reply.send(bytes, total, more, || hold(piece)) {
         Ok(Sent::Full) => {
             detached(py, &mut || reply.wait());
@@ -784,6 +789,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
 impl Runner for WsgiRunner<'_, '_> {
     fn run(&mut self, exchange: &mut Exchange) {
         let (py, wsgi) = (self.py, self.wsgi);
+        // Two threads guarantee what PEP 3333 asks for: what the application has given goes on its way while it makes more.
+        exchange.reply.hold_pieces();
         let mut length = None;
         let input = match std::mem::take(&mut exchange.request.body) {
             Body::Empty => Ok(self.no_input.clone()),

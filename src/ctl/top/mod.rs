@@ -20,6 +20,7 @@ use self::sample::Sample;
 use self::screen::View;
 use super::client::Client;
 use crate::error::{Exit, StartError};
+use crate::limits::HEARTBEAT_MS;
 use crate::sys::errno::describe;
 use crate::sys::signal::{PollFd, PollFlags, Signal, SignalSet, Signals};
 
@@ -27,6 +28,8 @@ use crate::sys::signal::{PollFd, PollFlags, Signal, SignalSet, Signals};
 const COLUMNS: u16 = 120;
 /// How often keys and signals are looked at.
 const KEYS: Duration = Duration::from_millis(50);
+/// How long the workers have to begin to count: they do with a sign of life.
+const PATIENCE: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
 /// How long the answer to a command is shown.
 const NOTICE: Duration = Duration::from_secs(4);
 
@@ -92,15 +95,31 @@ fn broken(what: &str, error: &std::io::Error) -> StartError {
     StartError::new(Exit::Start, format!("cannot {what}: {}", describe(error)))
 }
 
-fn look(client: &mut Client) -> Result<Sample, StartError> {
-    client.ask(&["show".to_owned(), "load".to_owned()]).map(|answer| Sample::read(&answer))
+fn look(client: &mut Client, interval: Duration) -> Result<Sample, StartError> {
+    // The workers count while somebody looks: until the next look, and for some time more, since the server may be
+    // busy, and forget it soon after the last one.
+    let watch_seconds = 2 * interval.as_secs() + 10;
+    let words = ["show", "load", &watch_seconds.to_string()].map(str::to_owned);
+    client.ask(&words).map(|answer| Sample::read(&answer))
+}
+
+/// The first look, of which the second tells the difference: once all workers count. One that hangs never does.
+fn first_look(client: &mut Client, interval: Duration) -> Result<Sample, StartError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let sample = look(client, interval)?;
+        if sample.is_counted() || Instant::now() >= end {
+            return Ok(sample);
+        }
+        std::thread::sleep(KEYS);
+    }
 }
 
 fn once(mut client: Client, interval: Duration) -> Result<(), StartError> {
     let mut view = View::new(false);
-    view.take(look(&mut client)?);
+    view.take(first_look(&mut client, interval)?);
     std::thread::sleep(interval);
-    view.take(look(&mut client)?);
+    view.take(look(&mut client, interval)?);
     // Without a terminal, nobody's width is asked for: a script gets all columns.
     let size = stdout().is_terminal().then(ratatui::crossterm::terminal::size);
     let width = size.and_then(Result::ok).map_or(COLUMNS, |(columns, _)| columns.max(40));
@@ -226,16 +245,19 @@ fn action(key: KeyEvent) -> Option<Key> {
     }
 }
 
+type Look = fn(&mut Client, Duration) -> Result<Sample, StartError>;
+
 /// Asks the server once in an interval, and in between tells it what the user wants.
 fn ask(mut client: Client, interval: Duration, told: &Receiver<Words>, hear: &Sender<Heard>) {
+    let mut look: Look = first_look;
     loop {
-        let next = Instant::now() + interval;
-        let heard = match look(&mut client) {
+        let heard = match std::mem::replace(&mut look, self::look)(&mut client, interval) {
             Ok(sample) => Heard::Load(Box::new(sample)),
             // It may have been an upgrade: whoever has the socket's name now is the server.
             Err(error) => match client.again() {
                 Ok(again) => {
                     client = again;
+                    look = first_look;
                     Heard::Said("connected to the server again".to_owned())
                 }
                 Err(_) => Heard::Gone(error),
@@ -245,6 +267,7 @@ fn ask(mut client: Client, interval: Duration, told: &Receiver<Words>, hear: &Se
         if hear.send(heard).is_err() || gone {
             return;
         }
+        let next = Instant::now() + interval;
         loop {
             match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(words) => {

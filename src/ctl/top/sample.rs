@@ -121,6 +121,11 @@ impl Sample {
         }
     }
 
+    /// Whether all workers that serve count.
+    pub(super) fn is_counted(&self) -> bool {
+        self.workers.iter().all(|worker| worker.state != "ready" || worker.meter.is_some())
+    }
+
     /// What happened since `earlier`: a row for each worker, and all of them together.
     pub(super) fn since(&self, earlier: &Self) -> (Vec<Row>, Row) {
         // Two answers within a blink tell nothing about a second.
@@ -244,6 +249,7 @@ mod tests {
         let second = Sample::read(&answer(102.0, 250, json!([[100, 140], [200, 98], [5000, 12]])));
         let (rows, all) = second.since(&first);
         assert_eq!((rows.len(), rows[0].slot, rows[0].pid), (2, 0, 10));
+        assert!(first.is_counted(), "who boots does not count yet");
         assert!((rows[0].rate - 100.0).abs() < 1e-9 && (rows[0].cpu - 50.0).abs() < 1e-9, "{rows:?}");
         // Of the interval: 100 of 100 us, 98 of 200 us, 2 of 5 ms.
         assert_eq!((rows[0].p50, rows[0].p99), (Some(100), Some(200)));
@@ -267,6 +273,7 @@ mod tests {
     #[test]
     fn an_answer_without_anything_is_shown_as_nothing() {
         let empty = Sample::read(&json!({}));
+        assert!(empty.is_counted());
         assert_eq!(empty, Sample::default());
         let (rows, all) = empty.since(&empty);
         assert!(rows.is_empty() && all.rate == 0.0);

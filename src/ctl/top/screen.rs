@@ -345,7 +345,9 @@ fn draw_chart(frame: &mut Frame<'_>, view: &View, area: Rect) {
 
 fn draw_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
     if !view.known {
-        return frame.render_widget(Paragraph::new("waiting for the server's second answer"), area);
+        let which = if view.last.is_some() { "second" } else { "first" };
+        let text = format!("waiting for the server's {which} answer");
+        return frame.render_widget(Paragraph::new(text), area);
     }
     let (columns, left) = fitting(area.width);
     let bold = Style::new().add_modifier(Modifier::BOLD);
@@ -587,6 +589,7 @@ pub(super) mod tests {
     #[test]
     fn one_answer_is_not_enough_and_a_pause_is_seen() {
         let mut view = View::new(false);
+        assert!(lines(&drawn(&view, 80, 10)).iter().any(|line| line.contains("first answer")));
         view.take(Sample::default());
         assert!(lines(&drawn(&view, 80, 10)).iter().any(|line| line.contains("second answer")));
         view.paused = true;

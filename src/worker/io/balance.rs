@@ -302,11 +302,12 @@ impl Io {
                 foreign.rests = true;
             }
         }
-        if balance.shut || self.crowded || self.accept_again_ms.is_some() {
+        if self.crowded || self.accept_again_ms.is_some() {
             return;
         }
         for (index, door) in self.doors.iter().enumerate() {
-            if !door.observer && door.has_waiting() {
+            // The metrics address is everybody's, and is asked most when a worker hangs.
+            if (door.observer || !balance.shut) && door.has_waiting() {
                 balance.reopen = true;
                 self.driver.stop_accept(index);
             }
@@ -407,7 +408,7 @@ impl Io {
             Ok(()) => {
                 // Only our copy of the socket is closed: the connection is the sibling's.
                 self.begun = self.begun.saturating_sub(1);
-                if let Some(meter) = &self.meter {
+                if let Some(meter) = self.meter.as_ref().filter(|_| self.counting) {
                     meter.handed_over.add(1);
                 }
                 drop(self.conns.remove(token));
@@ -443,7 +444,7 @@ impl Io {
         match balance.siblings.send(helper.slot, &balance.letter, socket) {
             Ok(()) => {
                 helper.connections += 1;
-                if let Some(meter) = &self.meter {
+                if let Some(meter) = self.meter.as_ref().filter(|_| self.counting) {
                     meter.handed_over.add(1);
                 }
                 true
@@ -700,7 +701,7 @@ mod tests {
         on_both(|backend| {
             let mut io = worker(backend, Deserted::default());
             let shared = Arc::new(SharedPage::new().unwrap());
-            io.observe(None, shared.meter(0));
+            io.observe(None, shared.meter(0, true));
             let (_client, socket) = socket();
             let token = io.enter(Arc::new(listener()), socket, false).unwrap();
             io.conns.get(token).unwrap().phase = Phase::Moving(Box::default(), 1);

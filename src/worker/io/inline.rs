@@ -9,6 +9,7 @@
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,10 +49,15 @@ pub(in crate::worker) struct Inline {
     access: Option<Arc<AccessLog>>,
     /// Told of deferred answers when they are finished.
     recorder: Option<Recorder>,
+    /// Somebody always wants to know how long requests take.
+    always_timed: bool,
+    /// Somebody does now.
     timed: bool,
-    /// Where to count, if somebody asks for metrics. Responders on other threads count there, too, and what is behind
+    /// Where to count while somebody looks. Responders on other threads count there, too, and what is behind
     /// it is made for one writer.
     meter: Option<Arc<Mutex<Meter>>>,
+    /// Somebody looks.
+    counting: Arc<AtomicBool>,
     head: Head,
     draft: Draft,
     /// Answers to the requests of one receive.
@@ -88,15 +94,16 @@ impl Inline {
         access: Option<Arc<AccessLog>>,
         meter: Option<Meter>,
     ) -> Self {
-        let timed = access.is_some() || meter.is_some() || statsd::metrics().is_some();
+        let always_timed = access.is_some() || statsd::metrics().is_some();
         let meter = meter.map(|meter| Arc::new(Mutex::new(meter)));
-        let recorder: Option<Recorder> = timed.then(|| {
+        let counting = Arc::new(AtomicBool::new(false));
+        let recorder: Option<Recorder> = (always_timed || meter.is_some()).then(|| {
             let told = access::Recorder::new(access.clone(), false);
-            let meter = meter.clone();
+            let (meter, counting) = (meter.clone(), Arc::clone(&counting));
             Arc::new(move |exchange: &Exchange| {
                 let now_ns = clock::monotonic_ns();
                 told.record(exchange, now_ns);
-                if let Some(meter) = &meter {
+                if let Some(meter) = meter.as_ref().filter(|_| counting.load(Ordering::Relaxed)) {
                     let (request, reply) = (&exchange.request, &exchange.reply);
                     let meter = lock(meter);
                     meter.runner_sent_bytes.add(reply.sent_bytes());
@@ -115,14 +122,22 @@ impl Inline {
             beside,
             access,
             recorder,
-            timed,
+            always_timed,
+            timed: always_timed,
             meter,
+            counting,
             head: Head::default(),
             draft: Draft::default(),
             out: Vec::new(),
             date: Date::default(),
             hurried: false,
         }
+    }
+
+    /// From now on counts, or no longer.
+    pub(super) fn count(&mut self, on: bool) {
+        self.counting.store(on, Ordering::Relaxed);
+        self.timed = on || self.always_timed;
     }
 
     /// Waits for events, as [`Driver::turn`], and lets what runs beside the ring have its turn.
@@ -163,7 +178,7 @@ impl Inline {
             request,
             out: &mut self.out,
             stream,
-            recorder: &self.recorder,
+            recorder: if self.timed { self.recorder.as_ref() } else { None },
             received_ns,
             answer: Answer::Drafted,
         };
@@ -198,7 +213,7 @@ impl Inline {
             }
             let status = draft.encoder.status_code();
             tell_statsd(status, received_ns);
-            if let Some(meter) = &self.meter {
+            if let Some(meter) = self.meter.as_ref().filter(|_| self.counting.load(Ordering::Relaxed)) {
                 let taken_ns = clock::monotonic_ns().saturating_sub(received_ns);
                 count(&lock(meter), request.method_bytes(), status, taken_ns);
             }
@@ -226,7 +241,7 @@ impl Inline {
                 }
             }
         };
-        if let Some(meter) = &self.meter {
+        if let Some(meter) = self.meter.as_ref().filter(|_| self.counting.load(Ordering::Relaxed)) {
             lock(meter).runner_sent_bytes.add(sent as u64);
         }
         let rest = sent < self.out.len() && conn.link.say(&self.out[sent..]);

@@ -126,7 +126,7 @@ impl Io {
             "The server has more requests than it can answer.",
             Some(self.rules.retry_after_s),
         );
-        if let Some(meter) = &self.meter {
+        if let Some(meter) = self.meter.as_ref().filter(|_| self.counting) {
             meter.refused[status_index(503)].add(1);
         }
         // If a runner has to tell of it, it waits with the others.

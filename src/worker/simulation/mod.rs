@@ -42,7 +42,7 @@ use crate::app::native::{Request, Response, Service, Tasks};
 use crate::app::{Application, Listener, Port, Runner};
 use crate::config::Trusted;
 use crate::http::{Policy, ProxyMode};
-use crate::limits::{PIPELINE_BYTES_MAX, RECV_BUFFER_BYTES, RESPONSE_QUEUE_BYTES};
+use crate::limits::{HOLD_BYTES_MAX, HOLD_MS, PIPELINE_BYTES_MAX, RECV_BUFFER_BYTES, RESPONSE_QUEUE_BYTES};
 use crate::ring::sim::{Dice, Network, Sim};
 use crate::ring::{Accepting, Driver, Event, Socket, Token, Waker};
 use crate::sys::clock;
@@ -363,10 +363,14 @@ impl World {
         if alarm_ms != u64::MAX || self.runners.borrow().is_at_work() {
             self.quiet_since_ms = now_ms;
         }
-        // As `Pool::rest` does.
-        self.port.rest(self.dice.one_in(2));
-        self.runners.borrow_mut().sometimes();
-        self.io.reported = self.port.rise();
+        // As `Pool::rest` does, where it does: otherwise nothing but the waker tells the I/O thread of a report.
+        if self.dice.one_in(2) {
+            self.port.rest(self.dice.one_in(2));
+            self.runners.borrow_mut().sometimes();
+            self.io.reported = self.port.rise();
+        } else {
+            self.runners.borrow_mut().sometimes();
+        }
         alarm_ms = alarm_ms.min(self.runners.borrow_mut().next_ms());
         self.alarm_ms.set(alarm_ms);
         self.io.turn().expect("the simulated driver does not fail");
@@ -396,9 +400,12 @@ impl World {
         // One turn may bring three pieces beyond the bound, before a pause takes effect.
         let slack = 8 * RECV_BUFFER_BYTES;
         let largest = self.runners.borrow().largest_piece;
+        let held_ms = self.io.longest_held_ms();
+        assert!(held_ms <= HOLD_MS, "a piece was kept back for {held_ms} ms: {}", self.describe());
         for (input, answer, body) in self.io.held_bytes() {
             assert!(input <= PIPELINE_BYTES_MAX + slack, "{input} bytes of input");
-            assert!(answer <= RESPONSE_QUEUE_BYTES + largest + slack, "{answer} bytes of an answer");
+            let bound = RESPONSE_QUEUE_BYTES.max(HOLD_BYTES_MAX) + largest + slack;
+            assert!(answer <= bound, "{answer} bytes of an answer");
             // What waited behind the request before may be the beginning of this body.
             let bound = self.body_buffer_bytes + PIPELINE_BYTES_MAX + slack;
             assert!(body <= bound, "{body} bytes of a body");

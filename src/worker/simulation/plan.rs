@@ -120,6 +120,10 @@ impl Plan {
         plan.fails_at = dice.one_in(12).then(|| dice.below(plan.pieces.len() + 1));
         plan.abandons = dice.one_in(2);
         plan.closes = dice.one_in(12);
+        let mut dice = Dice(dice.clone().roll());
+        if dice.one_in(4) {
+            plan.pause = Some((dice.below(plan.pieces.len() + 1), dice.below(30) as u64));
+        }
         plan
     }
 }

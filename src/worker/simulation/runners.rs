@@ -229,6 +229,10 @@ impl Runners {
             Seen { target: &target, is_head: head.is_head, last_word, body, streamed: stream.is_some() };
         let asked = self.meet(&seen);
         exchange.request.body = Body::Empty;
+        // As the Python side does for every request.
+        if self.dice.one_in(2) {
+            exchange.reply.hold_pieces();
+        }
         self.push(Voice::Runner(exchange), asked, stream, queued_ms, number);
     }
 

@@ -499,3 +499,13 @@ fn a_half_close_behind_requests_to_a_service_loses_none() {
         world.run();
     }
 }
+
+/// An application that pauses behind pieces which came quickly: `World::check_bounds` judges when they leave.
+#[test]
+fn pieces_that_are_kept_back_leave_while_their_application_pauses() {
+    let asked = || {
+        let plan = |at| Plan { pause: Some((at, 20)), ..pieces(&[50; 8]) };
+        (2..40).map(|id| get(id, plan(id as usize % 7 + 2))).collect()
+    };
+    play(asked, |asked| asked.iter().map(send).collect(), |_| ());
+}

@@ -324,9 +324,14 @@ def counted(offset, count):
 
 @route
 def gated(environ, start_response, rest, key):
-    """The first piece at once, the second when /open/KEY was asked for."""
-    start_response("200 OK", list(TEXT))
+    """The first piece at once, the second when /open/KEY was asked for. /gated/N: with N more pieces before that one, the
+    first of them by write()."""
+    write = start_response("200 OK", list(TEXT))
+    more = [b"piece %d\n" % number for number in range(int(rest or 0))]
+    if more:
+        write(more.pop(0))
     yield b"first\n"
+    yield from more
     opened = gate(key).wait(20)
     yield b"second\n" if opened else b"never opened\n"
 

@@ -48,7 +48,11 @@ class Command(RunserverCommand):
         if options["use_reloader"]:
             server["reload"] = True
             server["reload_extra_files"] = list(self.files_besides_code())
-        words = {"static": options.get("use_static_handler"), "insecure": options.get("insecure_serving")}
+        words = {
+            "static": options.get("use_static_handler"),
+            "insecure": options.get("insecure_serving"),
+            "checks": not options.get("skip_checks"),
+        }
         on = " ".join(word for word, value in words.items() if value)
         _launch.replace_process("ringhorn.django", [json.dumps(server)], RINGHORN_RUNSERVER=on)
 
