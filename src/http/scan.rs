@@ -102,8 +102,8 @@ pub(super) fn trim(mut bytes: &[u8]) -> &[u8] {
 /// than a name is long.
 pub(super) fn has_underscore(name: &[u8]) -> bool {
     if name.len() < 8 {
-        // Not `contains`, which is made for more than that.
-        return name.iter().any(|&byte| byte == b'_');
+        // Byte by byte: `contains` is made for more than that.
+        return !name.iter().all(|&byte| byte != b'_');
     }
     any_word(name, |word| any_zero(word ^ each(b'_')))
 }
