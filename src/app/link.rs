@@ -111,7 +111,7 @@ impl Port {
     }
 
     /// Moves the reports since the last call into `into`. Returns whether pieces are kept back somewhere: then the I/O
-    /// thread is to [watch](Port::watch). For the I/O thread.
+    /// thread is to watch (`Port::watch`). For the I/O thread.
     pub fn collect(&self, into: &mut Vec<Token>) -> bool {
         let mut reports = lock(&self.reports);
         into.append(&mut reports.tokens);

@@ -676,10 +676,20 @@ impl Default for Date {
 impl Date {
     /// The date of this second.
     pub(crate) fn now(&mut self) -> &[u8; 29] {
+        self.refresh();
+        &self.text
+    }
+
+    /// Looks at the clock.
+    pub(crate) fn refresh(&mut self) {
         let second = clock::unix_seconds();
         if second != self.second {
             *self = Self { second, text: imf_fixdate(second) };
         }
+    }
+
+    /// The date when it was last refreshed.
+    pub(crate) const fn text(&self) -> &[u8; 29] {
         &self.text
     }
 }

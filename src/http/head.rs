@@ -19,6 +19,9 @@ const FIELDS_ON_STACK: usize = 100;
 /// Largest Content-Length, in bytes: what fits a signed number of the kernel's interfaces.
 const LENGTH_MAX: u64 = i64::MAX as u64;
 
+/// Bytes of input for which the limit of a whole head need not be worked out.
+const HEAD_BYTES_FEW: usize = 4096;
+
 /// gunicorn's bounds of a conventional method, in characters.
 const METHOD_LEN: std::ops::RangeInclusive<usize> = 3..=20;
 
@@ -184,7 +187,11 @@ impl Head {
             [b'\r'] => return Ok(None),
             _ => 0,
         };
-        let limit = input.len().min(start + policy.head_limit());
+        // Of a few bytes none is too many: a head that breaks the whole's limit breaks that of a line or a field first.
+        let limit = match input.len() {
+            few @ ..=HEAD_BYTES_FEW => few,
+            many => many.min(start + policy.head_limit()),
+        };
         let Some(rest) = input.get(start..limit).filter(|rest| !rest.is_empty()) else {
             return Ok(None);
         };
@@ -396,6 +403,11 @@ impl Head {
     /// RFC 9112 section 3.2.
     #[inline]
     fn split_target(&mut self, method: &[u8], target: &[u8]) -> Result<Option<Span>, Refusal> {
+        // Nearly all are a path, and perhaps a query; the first kind needs no search.
+        if target.first() == Some(&b'/') && scan::is_plain_target(target) {
+            (self.path, self.query) = (self.target, self.target.part(target.len(), target.len()));
+            return Ok(None);
+        }
         let invalid = |why: &str| Err(Refusal::quoting(400, why, target));
         // httparse lets UTF-8 through; RFC 3986 has no such bytes in a URI.
         if !target.is_ascii() {
@@ -470,7 +482,7 @@ impl Head {
             }
         } else {
             match (name.len(), name.first().map_or(0, |byte| byte | 0x20)) {
-                (4, b'h') if name.eq_ignore_ascii_case(b"host") => {
+                (4, b'h') if scan::is_name(name, b"host") => {
                     if seen.host.replace(self.fields.len()).is_some() {
                         return Err(Refusal::new(400, "there is more than one Host field"));
                     }
@@ -478,13 +490,13 @@ impl Head {
                         return Err(Refusal::quoting(400, "invalid Host", value));
                     }
                 }
-                (10, b'c') if name.eq_ignore_ascii_case(b"connection") => {
+                (10, b'c') if scan::is_name(name, b"connection") => {
                     for option in scan::list(value) {
                         seen.close |= option.eq_ignore_ascii_case(b"close");
                         seen.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                 }
-                (14, b'c') if name.eq_ignore_ascii_case(b"content-length") => {
+                (14, b'c') if scan::is_name(name, b"content-length") => {
                     if std::mem::replace(&mut seen.content_length, true) {
                         return Err(Refusal::new(400, "there is more than one Content-Length field"));
                     }
@@ -493,19 +505,19 @@ impl Head {
                         _ => return Err(Refusal::quoting(400, "invalid Content-Length", value)),
                     }
                 }
-                (17, b't') if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                (17, b't') if scan::is_name(name, b"transfer-encoding") => {
                     let before = seen.transfer_encoding.replace(field.value);
                     if before.is_some() {
                         return Err(Refusal::new(400, "there is more than one Transfer-Encoding field"));
                     }
                 }
-                (12, b'c') if name.eq_ignore_ascii_case(b"content-type") => {
+                (12, b'c') if scan::is_name(name, b"content-type") => {
                     let before = std::mem::replace(&mut seen.content_type, true);
                     if before {
                         return Err(Refusal::new(400, "there is more than one Content-Type field"));
                     }
                 }
-                (6, b'e') if name.eq_ignore_ascii_case(b"expect") => {
+                (6, b'e') if scan::is_name(name, b"expect") => {
                     if !value.eq_ignore_ascii_case(b"100-continue") {
                         return Err(Refusal::quoting(417, "unknown expectation", value));
                     }
@@ -513,7 +525,7 @@ impl Head {
                 }
                 // An application would find it as HTTP_PROXY, which libraries of the CGI age take
                 // for the proxy of their own requests ("httpoxy").
-                (5, b'p') if name.eq_ignore_ascii_case(b"proxy") => return Ok(()),
+                (5, b'p') if scan::is_name(name, b"proxy") => return Ok(()),
                 _ => {}
             }
         }
@@ -591,7 +603,9 @@ impl Head {
 }
 
 fn check_method(method: &[u8], policy: &Policy) -> Result<(), Refusal> {
-    if !policy.permit_unconventional_http_method
+    // Nearly all are one of these, and need no look at each letter.
+    if !matches!(method, b"GET" | b"POST" | b"HEAD")
+        && !policy.permit_unconventional_http_method
         && (!METHOD_LEN.contains(&method.len())
             || method.iter().any(|byte| byte.is_ascii_lowercase() || *byte == b'#'))
     {

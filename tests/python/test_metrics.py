@@ -472,6 +472,10 @@ def test_every_metric_of_dashboard_and_docs_exists_and_all_are_documented(site):
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     used = set(re.findall(r"ringhorn_\w+", " ".join(expressions)))
     assert used and used <= series, used - series
+    shown = {re.sub("_(bucket|sum|count)$", "", name) for name in used}
+    assert families - shown == {"ringhorn_info"}, "a number that no panel shows"
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len({panel["id"] for panel in dashboard["panels"]}) == len(places)
     text = (ROOT / "docs/observability.md").read_text()
     told = set(re.findall(r"ringhorn_\w+", text))
     assert told <= series, told - series

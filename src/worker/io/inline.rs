@@ -62,6 +62,7 @@ pub(in crate::worker) struct Inline {
     draft: Draft,
     /// Answers to the requests of one receive.
     out: Vec<u8>,
+    /// Refreshed once for the requests of one receive.
     date: Date,
     /// More than fits one turn waits to be done.
     hurried: bool,
@@ -201,10 +202,10 @@ impl Inline {
         let ended = if failed {
             // Nothing of this answer has been written yet.
             let _ = draft.encoder.set_code(500);
-            error_page(500, "", request.head.is_head, None, self.date.now(), &mut self.out);
+            error_page(500, "", request.head.is_head, None, self.date.text(), &mut self.out);
             Called::Close
         } else {
-            write_answer(draft, request.head.is_head, &mut self.date, &mut self.out)
+            write_answer(draft, request.head.is_head, self.date.text(), &mut self.out)
         };
         if self.timed {
             if let Some(access) = &self.access {
@@ -261,7 +262,7 @@ enum Called {
 }
 
 /// Writes a drafted answer to `out`.
-fn write_answer(draft: &mut Draft, is_head: bool, date: &mut Date, out: &mut Vec<u8>) -> Called {
+fn write_answer(draft: &mut Draft, is_head: bool, date: &[u8; 29], out: &mut Vec<u8>) -> Called {
     let encoder = &mut draft.encoder;
     let length = draft.content.len();
     if is_head && length > 0 && encoder.content_length().is_none() {
@@ -269,7 +270,7 @@ fn write_answer(draft: &mut Draft, is_head: bool, date: &mut Date, out: &mut Vec
         let _ = encoder.header(b"content-length", itoa::Buffer::new().format(length).as_bytes());
     }
     // Refused only without a status or twice; `Draft::begin` has set one.
-    let _ = encoder.begin(out, date.now(), Some(length as u64));
+    let _ = encoder.begin(out, date, Some(length as u64));
     let piece = encoder.piece(length, out);
     out.extend_from_slice(&draft.content[..piece.send]);
     out.extend_from_slice(piece.after);
@@ -304,6 +305,7 @@ impl Io {
     pub(super) fn serve_inline(&mut self, token: Token, data: &[u8]) -> (usize, bool) {
         let Self { inline: Some(inline), conns, rules, begun, status, .. } = self else { return (0, false) };
         let Some(conn) = conns.get(token) else { return (data.len(), false) };
+        inline.date.refresh();
         let mut used = 0;
         let mut answered = false;
         let next = loop {
@@ -423,6 +425,7 @@ impl Io {
         conn.streamed = streamed;
         conn.phase = Phase::InHand(stream.map(Box::new));
         std::mem::swap(&mut exchange.request.head, &mut inline.head);
+        inline.date.refresh();
         let called = inline.call(&exchange.request.bytes, &body, &link, reader);
         std::mem::swap(&mut exchange.request.head, &mut inline.head);
         exchange.clear();
