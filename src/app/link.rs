@@ -225,15 +225,43 @@ impl Rest {
 /// Parts that leave in one sendmsg(2): of pieces in chunks, each has one and what frames it another.
 const PARTS: usize = 128;
 
-/// Sends what the socket takes at once of the memory in front.
-fn send_memory(socket: &Socket, rests: &VecDeque<Rest>) -> io::Result<usize> {
+/// Sends what is taken at once of the memory in front. Returns how many bytes were taken, and how many offered.
+fn send_memory(
+    rests: &VecDeque<Rest>,
+    send: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+) -> io::Result<(usize, usize)> {
     let mut parts = [IoSlice::new(&[]); PARTS];
-    let mut count = 0;
+    let (mut count, mut offered) = (0, 0);
     for (part, bytes) in parts.iter_mut().zip(rests.iter().map_while(Rest::unsent)) {
         *part = IoSlice::new(bytes);
         count += 1;
+        offered += bytes.len();
     }
-    socket.send(&parts[..count])
+    Ok((send(&parts[..count])?, offered))
+}
+
+/// Sends and drops memory until less is taken than was offered: a client that reads as fast as this sends would hold the
+/// runner, and the interpreter with it. Returns how many bytes were taken.
+fn send_while_taken(
+    rests: &mut VecDeque<Rest>,
+    mut send: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut sent = 0;
+    while !rests.is_empty() {
+        match send_memory(rests, &mut send) {
+            Ok((taken, offered)) => {
+                drop_sent(rests, taken);
+                sent += taken;
+                if taken < offered || taken == 0 {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
 }
 
 /// Drops what is sent: so many bytes of memory, from the front.
@@ -519,7 +547,10 @@ impl Link {
                         failed => failed,
                     }
                 }
-                _ => send_memory(&self.socket, &gate.rests).inspect(|sent| self.took(&mut gate, *sent)),
+                _ => send_memory(&gate.rests, |parts| self.socket.send(parts)).map(|(sent, _)| {
+                    self.took(&mut gate, sent);
+                    sent
+                }),
             };
             match sent {
                 Ok(sent) => {
@@ -858,27 +889,15 @@ impl Link {
         // puts anything there while the answer is the caller's.
         let mut rests = std::mem::take(&mut gate.rests);
         drop(gate);
-        let (mut sent, mut broken) = (0, false);
-        while !(rests.is_empty() || broken) {
-            match send_memory(&self.socket, &rests) {
-                Ok(0) => break,
-                Ok(count) => {
-                    drop_sent(&mut rests, count);
-                    sent += count;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => broken = true,
-            }
-        }
+        let sent = send_while_taken(&mut rests, |parts| self.socket.send(parts));
         let mut gate = lock(&self.gate);
         if gate.gone {
             return None;
         }
-        if broken {
+        let Ok(sent) = sent else {
             self.give_up(&mut gate);
             return None;
-        }
+        };
         gate.rest_bytes -= sent;
         self.port.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
         gate.held = false;
@@ -1049,6 +1068,74 @@ mod tests {
         while link.socket().send(&[IoSlice::new(&[0; 4096])]).is_ok() {}
         assert!(link.queue([Rest::Copied(vec![0; RESPONSE_QUEUE_BYTES + 1], 0)]));
         assert!(link.held_since_ms().is_none() && link.is_full(false));
+    }
+
+    /// As long as the client read, its runner sent, and held the interpreter.
+    #[test]
+    fn a_runner_sends_no_more_once_less_was_taken_than_offered() {
+        let mut rests: VecDeque<_> = (0..=PARTS).map(|_| Rest::Copied(vec![b'x'; 10], 0)).collect();
+        let mut offers = Vec::new();
+        let sent = send_while_taken(&mut rests, |parts| {
+            offers.push(parts.iter().map(|part| part.len()).sum::<usize>());
+            // Interrupted once, all that one call can offer, then a part.
+            match offers.len() {
+                1 => Err(io::ErrorKind::Interrupted.into()),
+                2 => Ok(10 * PARTS),
+                _ => Ok(3),
+            }
+        });
+        assert_eq!((sent.unwrap(), offers), (10 * PARTS + 3, vec![10 * PARTS, 10 * PARTS, 10]));
+        assert_eq!(rests.iter().map(Rest::bytes).sum::<usize>(), 7, "left to the I/O thread");
+    }
+
+    /// A rest behind pieces that are kept back waits for the client, and they with it.
+    #[test]
+    fn what_is_kept_back_waits_for_the_client_when_a_rest_comes_behind_it() {
+        let (_client, port, link) = linked();
+        assert_eq!(link.hold(&mut b"piece".to_vec(), None, b"", false), Some(0));
+        let mut reports = Vec::new();
+        assert!(port.collect(&mut reports) && reports.len() == 1);
+        assert!(link.queue([Rest::Copied(vec![0; RESPONSE_QUEUE_BYTES + 1], 0)]));
+        assert!(link.held_since_ms().is_none() && link.is_full(false));
+        assert!(!port.collect(&mut reports) && reports.len() == 2, "the I/O thread is told of the rest");
+    }
+
+    /// The runner lets pieces go without the lock, which the I/O thread takes meanwhile.
+    #[test]
+    fn runner_and_io_thread_send_what_is_kept_back_once_and_in_order() {
+        const NUMBERS: u32 = 50_000;
+        let (mut client, port, link) = linked();
+        client.set_nonblocking(false).unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let done = AtomicBool::new(false);
+        let mut got = vec![0; NUMBERS as usize * 4];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) || link.has_rest() {
+                    if link.has_rest() {
+                        link.flush();
+                    }
+                }
+            });
+            scope.spawn(|| {
+                for number in 0..NUMBERS {
+                    let bytes = number.to_be_bytes();
+                    let piece = (number % 3 == 0).then(|| Rest::Held(Box::new(bytes), 0, 4));
+                    let mut out = if piece.is_some() { Vec::new() } else { bytes.to_vec() };
+                    assert!(link.hold(&mut out, piece, b"", number % 7 == 0).is_some());
+                }
+                done.store(true, Ordering::Release);
+            });
+            let read = io::Read::read_exact(&mut client, &mut got);
+            // Lets the others go also when bytes are missing.
+            if read.is_err() {
+                link.lose();
+            }
+            read.unwrap();
+        });
+        let numbers = got.chunks_exact(4).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()));
+        assert!(numbers.eq(0..NUMBERS));
+        assert_eq!((link.has_rest(), port.queued_bytes()), (false, 0));
     }
 
     #[test]

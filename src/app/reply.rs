@@ -358,7 +358,32 @@ impl Reply {
             return Err(Gone);
         };
         self.sent_bytes += sent as u64;
+        // Of a lost connection nothing waits either, and its cut must not look like an end. It is asked last: what is lost
+        // stays so.
+        if due && self.is_last() && !link.has_rest() && !link.is_gone() {
+            self.end_connection(link);
+        }
         Ok(if link.is_full(self.encoder.is_complete()) { Sent::Full } else { Sent::Room })
+    }
+
+    /// Whether what is sent now is the last of its connection.
+    fn is_last(&self) -> bool {
+        match self.end {
+            None => self.encoder.is_body_done() && !self.encoder.keep_alive(),
+            Some(end) => end == End::Close,
+        }
+    }
+
+    /// Ends the connection behind its last byte, which the socket has taken. Not later: the application may not be done
+    /// for long, and until then the answer would count as cut.
+    fn end_connection(&self, link: &Link) {
+        // It fails when the client is gone, which the receive side reports. Bytes that are here against what
+        // the client announced are taken in first, or they would reset the connection.
+        let _ = if self.client_ends && !link.has_more_waiting() {
+            link.socket().shutdown_both()
+        } else {
+            link.socket().shutdown_write()
+        };
     }
 
     /// Lets everything go that was kept back, before the answer ends.
@@ -552,10 +577,7 @@ impl Reply {
                 _ => &parts[..],
             };
             // The end of the connection travels with its last byte: one packet, and one wake-up of the client, less.
-            let last = match self.end {
-                None => self.encoder.is_body_done() && !self.encoder.keep_alive(),
-                Some(end) => end == End::Close,
-            };
+            let last = self.is_last();
             sent = loop {
                 let taken = if last { link.socket().send_more(used) } else { link.socket().send(used) };
                 match taken {
@@ -572,13 +594,7 @@ impl Reply {
             self.sent_bytes += sent as u64;
             if sent == total {
                 if last {
-                    // It fails when the client is gone, which the receive side reports. Bytes that are here against what
-                    // the client announced are taken in first, or they would reset the connection.
-                    let _ = if self.client_ends && !link.has_more_waiting() {
-                        link.socket().shutdown_both()
-                    } else {
-                        link.socket().shutdown_write()
-                    };
+                    self.end_connection(link);
                 }
                 self.out.clear();
                 return Ok(None);

@@ -793,16 +793,20 @@ fn a_graceful_stop_finishes_what_was_begun_and_announces_the_close() {
 fn an_answer_that_has_left_outlives_its_worker() {
     const LENGTH: usize = 40_000;
     on_both(|io| {
-        for order in [1, 2] {
+        // Of several pieces, the last ones are kept back, and leave by another way.
+        for (order, pieces) in [(1, 1), (2, 1), (1, 4), (2, 4)] {
             let (sent, left) = mpsc::channel();
             let (done, wait) = mpsc::channel::<()>();
             let (sent, wait) = (Mutex::new(sent), Mutex::new(wait));
             let rules = Rules { graceful_ms: 50, ..rules() };
             let server = Server::start(io, 1, rules, move |exchange| {
+                exchange.reply.hold_pieces();
                 exchange.reply.start(b"200 OK").unwrap();
-                let body = vec![b'x'; LENGTH];
-                let held = body.clone();
-                let _ = exchange.reply.send(&body, Some(LENGTH as u64), false, || Box::new(held));
+                let body = vec![b'x'; LENGTH / pieces];
+                for _ in 0..pieces {
+                    let held = body.clone();
+                    let _ = exchange.reply.send(&body, Some(LENGTH as u64), false, || Box::new(held));
+                }
                 sent.lock().unwrap().send(()).unwrap();
                 let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
                 exchange.reply.finish();

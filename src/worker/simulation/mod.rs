@@ -367,6 +367,15 @@ impl World {
         if self.dice.one_in(2) {
             self.port.rest(self.dice.one_in(2));
             self.runners.borrow_mut().sometimes();
+            // It sleeps on while runners get on, but not over pieces that they keep back: `check_bounds` judges.
+            for _ in 0..3 {
+                if self.port.has_held() || !self.runners.borrow().is_at_work() {
+                    break;
+                }
+                self.network.pass_ms(1);
+                clock::simulate(Some(self.network.now_ms()));
+                self.runners.borrow_mut().sometimes();
+            }
             self.io.reported = self.port.rise();
         } else {
             self.runners.borrow_mut().sometimes();

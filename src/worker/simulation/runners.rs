@@ -418,7 +418,15 @@ impl Job {
             return true;
         };
         let piece = bytes_of((self.plan.start + self.offset, length));
+        let was_complete = self.voice.is_complete();
         let sent = self.voice.send(&self.plan, piece);
+        if sent.is_ok() && !was_complete && self.voice.is_complete() && !self.plan.more {
+            assert!(
+                !self.voice.owes_end(),
+                "the last byte of {} has left without the connection's end",
+                self.id
+            );
+        }
         self.sent += 1;
         self.offset += length;
         match sent {

@@ -435,9 +435,13 @@ fn a_request_expires_also_after_its_process_stood_still() {
 #[test]
 fn an_answer_that_has_left_is_not_taken_back() {
     for seed in 0..SCRIPT_SEEDS {
-        for stop in [None, Some((60, Stop::Quick))] {
-            let plan = Plan { closes: true, pause: Some((1, 50_000)), ..Plan::plain() };
-            let asked = get(0, plan);
+        for (stop, count) in
+            [None, Some((60, Stop::Quick))].into_iter().flat_map(|stop| [(stop, 1), (stop, 5)])
+        {
+            // The last of several pieces leaves with those that were kept back.
+            let (declared, pieces) = (Some(10 * count), vec![10; count]);
+            let pause = Some((count, 50_000));
+            let asked = get(0, Plan { closes: true, declared, pieces, pause, ..Plan::plain() });
             let actions = vec![send(&asked), Action::Wait(40_000), Action::AwaitAnswers(1)];
             let mut world = World::with_rules(seed, 1, hurried(if stop.is_none() { 900 } else { u64::MAX }));
             world.stop = stop;

@@ -34,6 +34,18 @@ impl Voice {
         }
     }
 
+    /// Whether every byte was given of a length that was told.
+    pub(super) fn is_complete(&self) -> bool {
+        matches!(self, Self::Runner(exchange) if exchange.reply.encoder().is_complete())
+    }
+
+    /// Whether nothing of an answer waits that is the last of its connection, and the end behind it has not left.
+    pub(super) fn owes_end(&self) -> bool {
+        let Self::Runner(exchange) = self else { return false };
+        let link = exchange.request.link();
+        !exchange.reply.encoder().keep_alive() && !link.has_rest() && !link.socket().has_sent_all()
+    }
+
     pub(super) fn is_expired(&self) -> bool {
         matches!(self, Self::Runner(exchange) if exchange.reply.is_expired())
     }
