@@ -266,7 +266,7 @@ impl Io {
         }
         if let Some(meter) = &self.meter {
             // Who reads this knows that the rest is up to date.
-            meter.counting.set(u64::from(wanted));
+            meter.counting.set(wanted);
         }
         if !wanted {
             self.pool.count(false);
