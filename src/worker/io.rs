@@ -940,10 +940,10 @@ impl Io {
         if let Some(request_ids) = &mut self.request_ids {
             request_ids.identify(&mut exchange);
         }
-        if self.timed {
-            // One look at the clock for all requests of a turn, which came together as far as we know.
-            exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
-        }
+        // One look at the clock for all requests of a turn, which came together as far as we know. What was noted
+        // before the body came, when somebody still looked, is no time of this.
+        exchange.request.received_ns =
+            if self.timed { *self.turn_ns.get_or_insert_with(clock::monotonic_ns) } else { 0 };
         let queued_ms = self.elder_ms.take().inspect(|_| self.has_elders = true).unwrap_or(self.now_ms);
         exchange.request.queued_ms = queued_ms;
         conn.begun_ms = queued_ms;
