@@ -280,10 +280,19 @@ impl Io {
 
     /// Arms accepting on every listener of our own, unless they are left to the siblings.
     pub(super) fn open(&mut self) {
-        let shut = self.is_shut();
+        self.open_doors(true);
+        self.open_doors(false);
+    }
+
+    /// Arms accepting on our own listeners: those of observers until their time is over, or those of everybody else.
+    fn open_doors(&mut self, observers: bool) {
+        let closed = if observers { self.unobserved_turns.is_some() } else { self.is_shut() };
+        if closed {
+            return;
+        }
         for index in 0..self.doors.len() {
             let door = &self.doors[index];
-            if shut && !door.observer {
+            if door.observer != observers {
                 continue;
             }
             if let Err(error) = self.driver.accept(index, door.fd(), door.accepting) {
