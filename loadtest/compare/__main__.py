@@ -139,6 +139,7 @@ def run_all(args: argparse.Namespace) -> dict:
             "cpu": cpu_name(),
             "cpus": os.cpu_count(),
             "kernel": platform.release().partition("-")[0],
+            "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
             "python": python_version(args.peers),
         },
         "commit": output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]),

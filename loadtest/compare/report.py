@@ -145,7 +145,8 @@ def machine(results: dict) -> str:
     about = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
-        f"{results['date']}: {about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']}, CPython {about['python']}; "
+        f"{results['date']}: {about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']} "
+        f"with TCP {about['congestion']}, CPython {about['python']}; "
         f"{versions}. {results['rounds']} interleaved rounds of {results['seconds']:g} s for each server and workload, "
         f"server on CPU {results['server_cpu']}, {results['generator']} on CPU {results['load_cpu']}."
     )

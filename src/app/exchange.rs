@@ -178,6 +178,8 @@ impl Exchange {
     /// Forgets the request, keeps the buffers (within [`EXCHANGE_KEEP_BYTES`]).
     pub fn clear(&mut self) {
         self.request.link = None;
+        // It is set only while somebody asks: left here, it would be taken for the next request's.
+        self.request.received_ns = 0;
         self.request.taken_ns = 0;
         self.request.body = Body::Empty;
         self.request.bytes.clear();

@@ -315,7 +315,7 @@ impl Master<'_> {
 
     /// What a worker counts, while it does.
     fn metrics_of(&self, pid: Pid) -> Option<&WorkerMetrics> {
-        self.shared.metrics(self.record_index(pid)?).filter(|metrics| metrics.counting.get() != 0)
+        self.shared.metrics(self.record_index(pid)?).filter(|metrics| metrics.counting.get())
     }
 
     fn show_stats(&self) -> Value {

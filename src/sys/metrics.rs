@@ -6,7 +6,7 @@
 //! goes back. Nothing is counted unless somebody looks: at the metrics address, or through the control socket.
 
 use std::array;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A number that only grows, or that is set.
 #[derive(Debug, Default)]
@@ -28,6 +28,24 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether the numbers beside it can be relied on: whoever reads that it is set sees what was written before.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    /// Makes it so.
+    pub fn set(&self, on: bool) {
+        self.0.store(on, Ordering::Release);
+    }
+
+    /// Whether it is set now.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -157,8 +175,8 @@ impl Times {
 #[repr(C, align(128))]
 pub struct WorkerMetrics {
     // ---- written by the I/O thread
-    /// 1 while the worker counts: then all numbers of now are right, too.
-    pub counting: Counter,
+    /// Set while the worker counts: then all numbers of now are right, too.
+    pub counting: Flag,
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections open now.
@@ -202,8 +220,8 @@ pub struct WorkerMetrics {
 impl WorkerMetrics {
     /// A new worker begins: what tells of now and not of all time is 0.
     pub fn begin(&self) {
+        self.counting.set(false);
         for gauge in [
-            &self.counting,
             &self.connections,
             &self.runners_blocked,
             &self.waiting,

@@ -266,7 +266,7 @@ impl Io {
         }
         if let Some(meter) = &self.meter {
             // Who reads this knows that the rest is up to date.
-            meter.counting.set(u64::from(wanted));
+            meter.counting.set(wanted);
         }
         if !wanted {
             self.pool.count(false);
@@ -280,10 +280,19 @@ impl Io {
 
     /// Arms accepting on every listener of our own, unless they are left to the siblings.
     pub(super) fn open(&mut self) {
-        let shut = self.is_shut();
+        self.open_doors(true);
+        self.open_doors(false);
+    }
+
+    /// Arms accepting on our own listeners: those of observers until their time is over, or those of everybody else.
+    fn open_doors(&mut self, observers: bool) {
+        let closed = if observers { self.unobserved_turns.is_some() } else { self.is_shut() };
+        if closed {
+            return;
+        }
         for index in 0..self.doors.len() {
             let door = &self.doors[index];
-            if shut && !door.observer {
+            if door.observer != observers {
                 continue;
             }
             if let Err(error) = self.driver.accept(index, door.fd(), door.accepting) {
@@ -940,10 +949,10 @@ impl Io {
         if let Some(request_ids) = &mut self.request_ids {
             request_ids.identify(&mut exchange);
         }
-        if self.timed {
-            // One look at the clock for all requests of a turn, which came together as far as we know.
-            exchange.request.received_ns = *self.turn_ns.get_or_insert_with(clock::monotonic_ns);
-        }
+        // One look at the clock for all requests of a turn, which came together as far as we know. What was noted
+        // before the body came, when somebody still looked, is no time of this.
+        exchange.request.received_ns =
+            if self.timed { *self.turn_ns.get_or_insert_with(clock::monotonic_ns) } else { 0 };
         let queued_ms = self.elder_ms.take().inspect(|_| self.has_elders = true).unwrap_or(self.now_ms);
         exchange.request.queued_ms = queued_ms;
         conn.begun_ms = queued_ms;

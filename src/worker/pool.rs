@@ -414,6 +414,7 @@ impl Pool {
         {
             into.push(exchange);
         }
+        self.show(&queue);
     }
 
     /// Drops the requests that wait on these connections: their clients are gone. Returns how many.
@@ -424,6 +425,7 @@ impl Pool {
             // Those that were refused are only to be told of.
             exchange.reply.is_finished() || !connections.contains(&exchange.request.link().token())
         });
+        self.show(&queue);
         before - queue.ready.len()
     }
 
@@ -852,7 +854,12 @@ impl Queue {
 mod tests {
     #![allow(clippy::expect_used)]
 
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::app::{Link, Listener, Peer};
+    use crate::sys::shared::SharedPage;
 
     /// An application that cannot make a runner, for lack of memory for example.
     struct Barren;
@@ -960,6 +967,39 @@ mod tests {
         }
         pool.close();
         assert!(main.join().is_ok());
+    }
+
+    /// While all runners were blocked, requests that had been turned away or had lost their clients were shown as waiting.
+    #[test]
+    fn a_queue_that_gets_shorter_without_a_runner_is_shown() {
+        let shared = Arc::new(SharedPage::new().expect("shared memory"));
+        let pool = Pool::new(1, Recorder::default()).measured_by(shared.meter(0, true));
+        pool.count(true);
+        let shown = || shared.metrics(0).map(|metrics| metrics.waiting.get());
+        let (driver, _) = crate::ring::open(crate::ring::Io::Epoll).expect("epoll");
+        let port = Arc::new(Port::new(driver.waker()));
+        let listener = Arc::new(Listener::inet(([127, 0, 0, 1], 80).into()));
+        let tokens = [1, 2, 3].map(|slot| Token { slot, generation: 0 });
+        let mut batch = Vec::new();
+        for (token, queued_ms) in tokens.into_iter().zip(1..) {
+            let (socket, _) = UnixStream::pair().expect("a socket");
+            let link = Link::new(
+                OwnedFd::from(socket).into(),
+                token,
+                Arc::clone(&port),
+                Arc::clone(&listener),
+                Peer::Unix,
+            );
+            let mut exchange = pool.blank();
+            exchange.begin(Arc::new(link));
+            exchange.request.queued_ms = queued_ms;
+            batch.push(exchange);
+        }
+        pool.submit(&mut batch);
+        assert_eq!(shown(), Some(3));
+        pool.take_waiting_since(1, &mut batch);
+        assert_eq!((batch.len(), shown()), (1, Some(2)));
+        assert_eq!((pool.withdraw(&HashSet::from([tokens[2]])), shown()), (1, Some(1)));
     }
 
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.

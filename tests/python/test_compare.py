@@ -34,7 +34,7 @@ def server(cpu_us, failures=0, **more):
 def results(**servers):
     return {
         "date": "2026-01-01 00:00 UTC",
-        "machine": {"cpu": "A & B", "cpus": 2, "kernel": "6", "python": "3"},
+        "machine": {"cpu": "A & B", "cpus": 2, "kernel": "6", "congestion": "cubic", "python": "3"},
         "versions": {"ringhorn": "1"},
         "generator": "wrk",
         "rounds": 1,

@@ -231,7 +231,7 @@ def test_requests_in_hand_are_shown_until_they_are_answered(serve, runtime):
     wait_until(lambda: shown() == [], "the request to be forgotten")
 
 
-def test_workers_count_while_somebody_looks(site, runtime):
+def test_workers_count_while_somebody_looks(site, runtime, tmp_path):
     """Nobody pays for numbers that nobody sees, and those that are seen are right."""
 
     def meters(words: bytes) -> list[dict | None]:
@@ -242,17 +242,25 @@ def test_workers_count_while_somebody_looks(site, runtime):
         found = meters(b"load 5")
         return None if None in found else sum(meter["requests"] for meter in found)
 
+    timed = 0
     with site.client() as client:
         for before in (0, 10):
             wait_until(lambda: meters(b"workers") == [None, None], "nobody looks any more")
             assert client.get("/environ").status == 200
+            gate = tmp_path / f"gate-{before}"
+            client.send(request("POST", "/until_exists", body=str(gate).encode()))
+            wait_until(Path(f"{gate}.begun").exists, "a request in hand")
             wait_until(lambda: requests() is not None, "the workers to count")
             assert requests() == before, "what nobody saw"
-            for _ in range(10):
+            gate.touch()
+            assert client.read_response().status == 200
+            for _ in range(9):
                 assert client.get("/environ").status == 200
             wait_until(lambda: requests() == before + 10, "ten requests more")  # noqa: B023
             found = meters(b"workers")
-            assert sum(count for meter in found for _, count in meter["times"]) == before + 10
+            timed += 9
+            times = sum(count for meter in found for _, count in meter["times"])
+            assert times == timed, "of the request that was in hand nobody knows since when"
             assert sum(meter["in_hand"] + meter["waiting"] for meter in found) == 0
             assert sum(meter["runners"] for meter in found) >= 2
     for wrong in ("0", "151", "x"):

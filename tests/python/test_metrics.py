@@ -197,9 +197,10 @@ def test_worker_ends_are_counted_by_their_reason(serve, tmp_path):
     assert scrape.sum("ringhorn_worker_forks_total") == 5
 
 
-def test_a_silent_worker_is_seen(serve):
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "unix:{}/s"])
+def test_a_silent_worker_is_seen(serve, tmp_path, bind):
     """And scrapes are answered: of those who wait for a connection, the kernel may wake the one that hangs."""
-    site = serve("pep3333:app", "-w", "2", *METRICS, ready=None)
+    site = serve("pep3333:app", "-w", "2", "-b", bind.format(tmp_path), *METRICS, ready=None)
     wait_for(site, "ringhorn_workers", 2, state="ready")
     (pid, _) = site.workers(2)
     os.kill(pid, signal.SIGSTOP)

@@ -157,8 +157,13 @@ impl Io {
         }
         self.note_engaged();
         let Some(balance) = &mut self.balance else { return };
-        if std::mem::take(&mut balance.reopen) && !self.crowded && self.leaving.is_none() {
-            self.open();
+        if std::mem::take(&mut balance.reopen) {
+            // Room and orders may have changed since. Whoever watches the server is let in until the end, and whoever waits at
+            // another door only as long as it would be open.
+            self.open_doors(true);
+            if !self.crowded && matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
+                self.open_doors(false);
+            }
         }
         let Some(balance) = &mut self.balance else { return };
         if balance.survey_ms <= self.now_ms {
@@ -290,7 +295,7 @@ impl Io {
     /// may have been killed or stopped at that moment.
     fn recheck(&mut self) {
         let Some(balance) = &mut self.balance else { return };
-        if balance.foreign.is_empty() || balance.recheck_ms > self.now_ms || self.leaving.is_some() {
+        if balance.recheck_ms > self.now_ms || self.leaving.is_some() {
             return;
         }
         balance.recheck_ms = self.now_ms + HEARTBEAT_MS;
@@ -302,12 +307,13 @@ impl Io {
                 foreign.rests = true;
             }
         }
-        if self.crowded || self.accept_again_ms.is_some() {
+        if self.accept_again_ms.is_some() {
             return;
         }
+        let open = !self.crowded && !balance.shut;
         for (index, door) in self.doors.iter().enumerate() {
-            // The metrics address is everybody's, and is asked most when a worker hangs.
-            if (door.observer || !balance.shut) && door.has_waiting() {
+            // The metrics address is everybody's, and is asked most when a worker hangs or is crowded.
+            if (door.observer || open) && door.has_waiting() {
                 balance.reopen = true;
                 self.driver.stop_accept(index);
             }
@@ -577,6 +583,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::VecDeque;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::{OwnedFd, RawFd};
     use std::os::unix::net::UnixStream;
 
@@ -692,6 +699,87 @@ mod tests {
             assert_eq!((io.batch.len(), io.timeout()), (1, Duration::ZERO));
             io.turn().unwrap();
             assert_eq!((io.batch.len(), io.pool.waiting()), (0, 1));
+        });
+    }
+
+    /// A worker with one door, at which nobody is let in yet, and a client who waits there.
+    fn besieged(backend: ring::Io, observer: bool) -> (Io, TcpStream) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let client = TcpStream::connect(addr).unwrap();
+        let mut io = worker(backend, Deserted::default());
+        let listener = Arc::new(Listener::inet(addr));
+        io.doors.push(Door { fd: socket.into(), listener, accepting: Accepting::Shared, observer });
+        (io, client)
+    }
+
+    /// As many turns as accepting takes, and not a heartbeat more, at which everybody is looked for once again.
+    fn accepts(io: &mut Io) -> bool {
+        io.balance.as_mut().unwrap().recheck_ms = u64::MAX;
+        for _ in 0..20 {
+            io.balance.as_mut().unwrap().letters_left = true;
+            io.turn().unwrap();
+        }
+        io.conns.len() > 0
+    }
+
+    /// With listeners that all workers share there are no others to help at, and nobody looked at these.
+    #[test]
+    fn whoever_waits_at_a_door_is_found_without_listeners_of_siblings() {
+        on_both(|backend| {
+            for observer in [true, false] {
+                let (mut io, _client) = besieged(backend, observer);
+                io.turn().unwrap();
+                assert!(accepts(&mut io), "observer: {observer}");
+            }
+        });
+    }
+
+    /// It was let go of for a turn, in which the last connection came that there was room for, or the order to leave,
+    /// and was never taken up again.
+    #[test]
+    fn observers_are_let_in_when_nobody_else_is() {
+        on_both(|backend| {
+            let (mut io, _client) = besieged(backend, true);
+            io.turn().unwrap();
+            io.crowded = true;
+            assert!(accepts(&mut io), "it became crowded");
+            let (mut io, _client) = besieged(backend, true);
+            io.crowded = true;
+            io.turn().unwrap();
+            // To say so to the siblings, it has looked at them already.
+            io.balance.as_mut().unwrap().survey_ms = 0;
+            io.turn().unwrap();
+            assert!(accepts(&mut io), "it was crowded");
+            let (mut io, _client) = besieged(backend, true);
+            io.turn().unwrap();
+            io.leaving = Some(Stop::Leave);
+            assert!(accepts(&mut io), "it leaves");
+            let (mut io, _client) = besieged(backend, true);
+            io.turn().unwrap();
+            io.unobserved_turns = Some(0);
+            assert!(!accepts(&mut io), "observation has ended");
+        });
+    }
+
+    #[test]
+    fn a_door_that_was_let_go_of_stays_closed_without_room() {
+        on_both(|backend| {
+            let (mut io, _client) = besieged(backend, false);
+            io.turn().unwrap();
+            io.crowded = true;
+            assert!(!accepts(&mut io));
+        });
+    }
+
+    /// The client had been promised service, and was left to wait until the door closed.
+    #[test]
+    fn a_worker_that_begins_to_leave_lets_in_who_waits_at_a_door_that_was_let_go_of() {
+        on_both(|backend| {
+            let (mut io, _client) = besieged(backend, false);
+            io.turn().unwrap();
+            assert!(!io.obey(Some(Stop::Leave)));
+            assert!(accepts(&mut io));
         });
     }
 
