@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import metrics
-from harness import APPS, PATIENCE, ROOT, Client, Server, request, run_to_end, wait_until
+from harness import APPS, PATIENCE, ROOT, Client, Server, request, run_to_end, stop_process, wait_until
 from metrics import Scrape, wait_for
 
 pytestmark = pytest.mark.ringhorn_only
@@ -204,7 +204,7 @@ def test_a_silent_worker_is_seen(serve, tmp_path, bind):
     site = serve("pep3333:app", "-w", "2", "-b", bind.format(tmp_path), *METRICS, ready=None)
     wait_for(site, "ringhorn_workers", 2, state="ready")
     (pid, _) = site.workers(2)
-    os.kill(pid, signal.SIGSTOP)
+    stop_process(pid)
     try:
         silence = "ringhorn_worker_silence_seconds"
 
