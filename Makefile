@@ -89,7 +89,9 @@ demo: $(VENV)/.wheel $(VENV)/.example
 
 check: lint
 
-lint: $(VENV)/.python
+lint: $(VENV)/.tests
+	$(bin)/ruff format --check
+	$(bin)/ruff check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --features simulation --bench request --bench instructions -- -D warnings

@@ -127,7 +127,9 @@ def main() -> int:
     if not shutil.which("valgrind"):
         sys.exit("error: valgrind is not there\n  hint: apt install valgrind")
     if ".so" not in LIBRARY.name or not LIBRARY.exists():
-        sys.exit(f"error: {sys.executable} has no shared library ({LIBRARY})\n  hint: run this with another Python")
+        sys.exit(
+            f"error: {sys.executable} has no shared library ({LIBRARY})\n  hint: run this with another Python"
+        )
     found = measure(build())
     if args.bless:
         rows = "".join(f"{name:<36} {count:>12.1f}\n" for name, count in found.items())

@@ -58,7 +58,9 @@ GENERATORS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ringhorn", type=Path, default=ROOT / ".venv" / "bin" / "ringhorn")
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -70,7 +72,9 @@ def main() -> int:
     programs |= {name: shutil.which(name) for name in ("wrk", "h2load")}
     missing = [name for name, program in programs.items() if not program]
     if missing:
-        print(f"error: not there: {', '.join(missing)}\n  hint: make loadtest; apt install wrk nghttp2-client")
+        print(
+            f"error: not there: {', '.join(missing)}\n  hint: make loadtest; apt install wrk nghttp2-client"
+        )
         return 2
     found: dict[str, list[float]] = {name: [] for name in GENERATORS}
     rates: dict[str, list[float]] = {name: [] for name in GENERATORS}

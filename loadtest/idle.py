@@ -1,6 +1,6 @@
 """Idle keep-alive connections: bytes of the worker's memory for each.
 
-    python loadtest/idle.py [--connections 10000] [--io uring|epoll]
+python loadtest/idle.py [--connections 10000] [--io uring|epoll]
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main() -> int:
             clients.append(client)
         site.wait_for_sockets(count)
         after = site.memory()
-        met = show("memory for each connection, PSS", (after.own - before.own) / count, "bytes", BYTES_EACH_MAX)
+        met = show(
+            "memory for each connection, PSS", (after.own - before.own) / count, "bytes", BYTES_EACH_MAX
+        )
         show("memory for each connection, RSS", (after.resident - before.resident) / count, "bytes")
         for client in clients:
             ask(client)

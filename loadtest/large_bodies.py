@@ -1,6 +1,6 @@
 """A large upload read in pieces, and a large streamed response: how much the worker's memory grows.
 
-    python loadtest/large_bodies.py [--mib 1024] [--io uring|epoll]
+python loadtest/large_bodies.py [--mib 1024] [--io uring|epoll]
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ class Healthy:
 
 KINDS = {
     "head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", None),
-    "body": (b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000, None),
+    "body": (
+        b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000,
+        None,
+    ),
     "reader": (b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n", 4096),
 }
 

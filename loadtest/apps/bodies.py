@@ -21,7 +21,9 @@ def app(environ, start_response):
         return environ["wsgi.file_wrapper"](open(FILE.name, "rb"))
     if path.startswith("/stream/"):
         count = int(path.rpartition("/")[2])
-        start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(count))])
+        start_response(
+            "200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(count))]
+        )
         return stream(count)
     return answer(start_response, b"hello\n")
 

@@ -55,12 +55,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--install", action="store_true", help="make that venv, and leave")
     parser.add_argument("--wheel", type=Path, help="install this wheel of Ringhorn there first")
     parser.add_argument("--native", type=Path, help="folder of ringhorn-demo [target/release]")
-    parser.add_argument("--native-peers", type=Path, help="folder of its peers [loadtest/native-peers/target/release]")
+    parser.add_argument(
+        "--native-peers", type=Path, help="folder of its peers [loadtest/native-peers/target/release]"
+    )
     parser.add_argument("--generator", help="ours, wrk, or the path of ours", default="ours")
     parser.add_argument("--server-cpu", default="0")
     parser.add_argument("--load-cpu", default="1")
     parser.add_argument("--out", type=Path, default=ROOT / "loadtest" / "results", help="for the raw results")
-    parser.add_argument("--marks", action="store_true", help="end with the marks; exit code 1 if one is missed")
+    parser.add_argument(
+        "--marks", action="store_true", help="end with the marks; exit code 1 if one is missed"
+    )
     parser.add_argument("--docs", action="store_true", help="write docs/performance.md and docs/charts")
     parser.add_argument("--from", dest="source", type=Path, help="take these raw results instead of a run")
     found = parser.parse_args()
@@ -167,7 +171,10 @@ def run_all(args: argparse.Namespace) -> dict:
             names = [s for s in workload.servers if not args.servers or s in args.servers.split(",")]
             if not names:
                 continue
-            field = [Server(each, KINDS[each], port) for each, port in zip(names, free_ports(len(names)), strict=True)]
+            field = [
+                Server(each, KINDS[each], port)
+                for each, port in zip(names, free_ports(len(names)), strict=True)
+            ]
             try:
                 run_one(workload, field, chosen if workload.wrk else ours, ours, args, place)
             finally:
@@ -177,7 +184,9 @@ def run_all(args: argparse.Namespace) -> dict:
                 "app": workload.app,
                 "path": workload.load.path,
                 "arguments": workload.load.arguments,
-                "servers": {s.name: {"missing": s.missing, "rounds": s.rounds, "memory": s.memory} for s in field},
+                "servers": {
+                    s.name: {"missing": s.missing, "rounds": s.rounds, "memory": s.memory} for s in field
+                },
             }
             show(results, name)
             print(f"({time.monotonic() - begin:.0f} s)\n", flush=True)

@@ -37,7 +37,8 @@ def measured(results: dict, workload: str) -> dict[str, dict]:
         name: server
         for name, server in servers.items()
         if server["rounds"]
-        and sum(one["failures"] for one in server["rounds"]) <= 0.001 * sum(one["answers"] for one in server["rounds"])
+        and sum(one["failures"] for one in server["rounds"])
+        <= 0.001 * sum(one["answers"] for one in server["rounds"])
     }
 
 
@@ -98,7 +99,9 @@ def chart(results: dict, workload: str) -> str | None:
     if not rows:
         return None
     better = "more is better" if plan.metric == "rps" else "less is better"
-    return charts.bars(plan.title, f"{METRICS[plan.metric]}, median of {results['rounds']} rounds; {better}", rows)
+    return charts.bars(
+        plan.title, f"{METRICS[plan.metric]}, median of {results['rounds']} rounds; {better}", rows
+    )
 
 
 def judge(results: dict, mark: Mark) -> tuple[str, str]:

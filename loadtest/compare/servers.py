@@ -43,7 +43,9 @@ class Kind:
 
 KINDS = {
     "ringhorn": Kind("Ringhorn, io_uring", "{bin}/ringhorn -b 127.0.0.1:{port} -w 1 {app}", "ringhorn"),
-    "ringhorn-epoll": Kind("Ringhorn, epoll", "{bin}/ringhorn --io epoll -b 127.0.0.1:{port} -w 1 {app}", "ringhorn"),
+    "ringhorn-epoll": Kind(
+        "Ringhorn, epoll", "{bin}/ringhorn --io epoll -b 127.0.0.1:{port} -w 1 {app}", "ringhorn"
+    ),
     "bjoern": Kind(
         "bjoern",
         "{bin}/python -c 'import bjoern, {module}; bjoern.run({module}.{name}, \"127.0.0.1\", {port})'",
@@ -80,7 +82,9 @@ KINDS = {
         "gunicorn",
     ),
     "sync": Kind("gunicorn sync", "{bin}/gunicorn --no-control-socket -b 127.0.0.1:{port} {app}", "gunicorn"),
-    "waitress": Kind("waitress", "{bin}/waitress-serve --listen=127.0.0.1:{port} --threads=4 {app}", "waitress"),
+    "waitress": Kind(
+        "waitress", "{bin}/waitress-serve --listen=127.0.0.1:{port} --threads=4 {app}", "waitress"
+    ),
     "ringhorn-1-thread": Kind(
         "Ringhorn, --threads 1", "{bin}/ringhorn -b 127.0.0.1:{port} -w 1 --threads 1 {app}", "ringhorn"
     ),
@@ -101,7 +105,9 @@ KINDS = {
     "nginx": Kind("nginx, return 200", "nginx -c {tmp}/nginx-{port}.conf"),
     "floor": Kind("epoll, recv and send, no parsing", "{floor} 127.0.0.1:{port}"),
     "ringhorn-native": Kind("Ringhorn, native service", "{native}/ringhorn-demo -b 127.0.0.1:{port} -w 1"),
-    "ringhorn-axum": Kind("axum on Ringhorn", "{native_peers}/peer-ringhorn-axum --bind 127.0.0.1:{port} --workers 1"),
+    "ringhorn-axum": Kind(
+        "axum on Ringhorn", "{native_peers}/peer-ringhorn-axum --bind 127.0.0.1:{port} --workers 1"
+    ),
     "axum": Kind("axum on hyper and tokio", "{native_peers}/peer-axum 127.0.0.1:{port}"),
     "ntex": Kind("ntex", "{native_peers}/peer-ntex 127.0.0.1:{port}"),
     "may": Kind("may_minihttp", "{native_peers}/peer-may 127.0.0.1:{port}"),
@@ -191,7 +197,11 @@ class Server:
                 return
             break
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it says nothing"]
-        why = f"answers {probe} with {status}" if status else f"does not start: {without_folders(last[0])[:100]}"
+        why = (
+            f"answers {probe} with {status}"
+            if status
+            else f"does not start: {without_folders(last[0])[:100]}"
+        )
         self.missing = why
         self.stop()
 

@@ -171,12 +171,25 @@ def test_what_lies_about_in_a_checkout_does_not_get_into_the_image():
 
         return any(map(matches, patterns))
 
-    rubbish = [".git/HEAD", ".venv/bin/python", ".venv-3.12/x", "target/release/ringhorn", "loadtest/target/debug/x"]
-    rubbish += ["python/ringhorn/_native.so", "src/__pycache__/x.pyc", ".pytest_cache/x", "loadtest/results/x.json"]
+    rubbish = [
+        ".git/HEAD",
+        ".venv/bin/python",
+        ".venv-3.12/x",
+        "target/release/ringhorn",
+        "loadtest/target/debug/x",
+    ]
+    rubbish += [
+        "python/ringhorn/_native.so",
+        "src/__pycache__/x.pyc",
+        ".pytest_cache/x",
+        "loadtest/results/x.json",
+    ]
     rubbish += ["examples/django/db.sqlite3", "examples/django/db.sqlite3-wal"]
     assert [path for path in rubbish if not left_out(path)] == []
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    assert [path for path in listed.stdout.splitlines() if left_out(path)] == [], "the build needs its sources"
+    assert [path for path in listed.stdout.splitlines() if left_out(path)] == [], (
+        "the build needs its sources"
+    )
 
 
 def test_the_image_starts_the_server_without_a_shell_and_with_arguments_that_it_takes():

@@ -77,7 +77,9 @@ def spaces_missing() -> str | None:
     """Why processes cannot be given their own view of processes and mounts here."""
     if os.geteuid() != 0:
         return "only root can make namespaces"
-    made = subprocess.run(["unshare", "--pid", "--mount", "--fork", "--mount-proc", "true"], capture_output=True)
+    made = subprocess.run(
+        ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "true"], capture_output=True
+    )
     return f"namespaces cannot be made here: {made.stderr.decode()}" if made.returncode else None
 
 
@@ -97,7 +99,10 @@ def open_python_to_all() -> str:
             number = 9 - len(held)
             held[closed[0]] = f"/proc/self/fd/{number}"
             lines += [f"exec {number}<{closed[0]}", f"mount -t tmpfs -o mode=755 tmpfs {closed[0]}"]
-        lines += [f"mkdir -p {path}", f"mount --no-canonicalize --bind {held[closed[0]]}/{path.relative_to(closed[0])} {path}"]
+        lines += [
+            f"mkdir -p {path}",
+            f"mount --no-canonicalize --bind {held[closed[0]]}/{path.relative_to(closed[0])} {path}",
+        ]
     return "\n".join(lines)
 
 

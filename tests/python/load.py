@@ -45,7 +45,9 @@ class Load:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.stop()
         if kind is None:
-            assert self.failures == [], f"{len(self.failures)} of {self.served}: {self.failures[:5]}\n{self.server.log()}"
+            assert self.failures == [], (
+                f"{len(self.failures)} of {self.served}: {self.failures[:5]}\n{self.server.log()}"
+            )
 
     def go_on(self, count: int = 50) -> None:
         """Returns when so many more requests have been answered."""

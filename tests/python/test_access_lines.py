@@ -31,9 +31,9 @@ class Site:
         self.count += 1
         marker = f"/marker-{self.count}"
         # Two: the first may be read together with what was sent, and before its end.
-        for nth in "ab":
-            assert self.server.get(marker + nth).status == 200
-            wait_until(lambda: f"|GET {marker}{nth} " in self.path.read_text(errors="replace"), marker)
+        for path in (f"{marker}a", f"{marker}b"):
+            assert self.server.get(path).status == 200
+            wait_until(lambda path=path: f"|GET {path} " in self.path.read_text(errors="replace"), path)
         lines = self.path.read_text(errors="replace").splitlines()
         new, self.seen = lines[self.seen :], len(lines)
         return [line for line in new if marker not in line]
@@ -60,7 +60,9 @@ def ours(request, serve_module, tmp_path_factory):
 def theirs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("gunicorn")
     path = directory / "access.log"
-    with harness.serving(lambda *args: Server(GUNICORN, args, log=directory / "log", ready="/ready")) as start:
+    with harness.serving(
+        lambda *args: Server(GUNICORN, args, log=directory / "log", ready="/ready")
+    ) as start:
         site = Site(start("--access-logfile", str(path), *FORMAT, *LIMITS, "oracle:app"), path)
         wait_until(lambda: "/ready" in path.read_text(), "the first line")
         site.seen = 1

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ringhorn_only
 
 SERVERS = ("gunicorn", "ringhorn")
 
-APP = '''
+APP = """
 import json, os, sys, threading
 
 with open(os.environ.get("IMPORTS", os.devnull), "a") as imports:
@@ -58,7 +58,7 @@ def create_app(name="default", debug=None):
 
 
 app = application = create_app()
-'''
+"""
 
 # What tells servers, processes and connections apart; and what docs/compatibility.md names.
 OWN = {"SERVER_SOFTWARE", "SERVER_PORT", "REMOTE_PORT", "HTTP_HOST", "wsgi.multithread", "wsgi.multiprocess"}
@@ -225,7 +225,11 @@ def both(tmp_path, io) -> Iterator[Callable]:
 
 def visible(environ: dict) -> dict:
     environ = {name: value for name, value in environ.items() if name not in OWN}
-    environ["process"] = environ["process"] | {"pid": None, "cwd": None, "path": len(environ["process"]["path"])}
+    environ["process"] = environ["process"] | {
+        "pid": None,
+        "cwd": None,
+        "path": len(environ["process"]["path"]),
+    }
     return environ
 
 
@@ -293,7 +297,11 @@ COMMANDS = {
     ),
     "26 in the environment": (
         ["app:app"],
-        {"env": {"GUNICORN_CMD_ARGS": "--bind=127.0.0.1:0 --workers=2 -e FOO=bar"}, "bind": False, "workers": 2},
+        {
+            "env": {"GUNICORN_CMD_ARGS": "--bind=127.0.0.1:0 --workers=2 -e FOO=bar"},
+            "bind": False,
+            "workers": 2,
+        },
     ),
 }
 
@@ -460,7 +468,9 @@ def test_15_logs_to_the_terminal(both):
 
 @pytest.mark.parametrize("more", ["", " %({raw_uri}e)s %({wsgi.url_scheme}e)s %({none}e)s"])
 def test_16_a_format_of_ones_own(both, more):
-    form = '%(h)s "%(r)s" %(s)s %({x-forwarded-for}i)s %({content-type}o)s %(m)s %(U)s %(q)s %(H)s %(u)s' + more
+    form = (
+        '%(h)s "%(r)s" %(s)s %({x-forwarded-for}i)s %({content-type}o)s %(m)s %(U)s %(q)s %(H)s %(u)s' + more
+    )
 
     def ask(server: Run) -> None:
         server.ask(request("GET", "/a%20b?c=d", "X-Forwarded-For: 1.2.3.4", "Authorization: Basic YTpi"))
@@ -600,7 +610,9 @@ format=SHORT %(name)s %(levelname)s %(message)s
 JSON = {
     "version": 1,
     "formatters": {"short": {"format": "SHORT %(name)s %(levelname)s %(message)s"}},
-    "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}},
+    "handlers": {
+        "out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}
+    },
     "loggers": {
         name: {"level": "INFO", "handlers": ["out"], "propagate": False}
         for name in ("gunicorn.error", "gunicorn.access")
@@ -726,7 +738,11 @@ def test_27_28_and_34_a_config_file_alone(both, args, place):
     files = {place: CONF, "settings/__init__.py": ""}
     theirs, ours = both(args, bind=False, workers=2, files=files)
     assert_same(theirs, ours)
-    assert ours.environs[0]["process"]["environment"] == {"DJANGO_SETTINGS_MODULE": None, "A": "B", "FOO": "bar"}
+    assert ours.environs[0]["process"]["environment"] == {
+        "DJANGO_SETTINGS_MODULE": None,
+        "A": "B",
+        "FOO": "bar",
+    }
 
 
 HOOKS = """
@@ -765,7 +781,9 @@ def test_29_30_and_31_hooks(both):
             for number, target in enumerate(("/first", "/second"), 1):
                 server.told.environs.append(client.get(target).json())
                 # The client has its answer before the hook runs, and another thread may take what it asks next.
-                wait_until(lambda wanted=f"post_request {number}": wanted in noted.read_text(), "post_request")
+                wait_until(
+                    lambda wanted=f"post_request {number}": wanted in noted.read_text(), "post_request"
+                )
         server.term()
         server.process.wait(harness.PATIENCE)
         assert "[INFO] Server is ready. Spawning workers" in server.text()
@@ -808,7 +826,7 @@ def test_39_behind_a_proxy_at_a_unix_socket(both):
     assert shown[1] == shown[0]
 
 
-ORPHANS = '''
+ORPHANS = """
 import errno, json, os, subprocess
 
 def app(environ, start_response):
@@ -823,7 +841,7 @@ def app(environ, start_response):
     told = {"error": error, "uid": os.getuid(), "length": len(body), "parent": os.getppid()}
     start_response("200 OK", [])
     return [json.dumps(told).encode()]
-'''
+"""
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
@@ -851,7 +869,18 @@ def test_36_as_process_1_of_a_container(io, tmp_path, name, user):
         exec "$@"
     """
     log = tmp_path / "log"
-    spaces = ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child", "sh", "-c", closed, "sh"]
+    spaces = [
+        "unshare",
+        "--pid",
+        "--mount",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        closed,
+        "sh",
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*spaces, *command],
@@ -874,7 +903,12 @@ def test_36_as_process_1_of_a_container(io, tmp_path, name, user):
         master = children(process.pid)[0]
         with Client(("127.0.0.1", int(port[1]))) as client:
             told = client.ask(request("POST", "/", body=b"x" * 3_000_000)).json()
-        assert told == {"error": "EROFS", "uid": 0 if user == "root" else 65534, "length": 3_000_000, "parent": 1}
+        assert told == {
+            "error": "EROFS",
+            "uid": 0 if user == "root" else 65534,
+            "length": 3_000_000,
+            "parent": 1,
+        }
         wait_until(lambda: len(children(master)) == 1, "the orphan is reaped, and the worker is left")
         os.kill(master, signal.SIGTERM)
         assert process.wait(harness.PATIENCE) == 0

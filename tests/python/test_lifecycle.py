@@ -58,11 +58,7 @@ def test_reloads_lose_nothing(site):
 
 def test_a_reload_brings_new_code(serve, tmp_path):
     path = tmp_path / "page.py"
-    code = (
-        "def application(environ, start_response):\n"
-        "    start_response('200 OK', [])\n"
-        "    return [b'{}']\n"
-    )
+    code = "def application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'{}']\n"
     path.write_text(code.format("one"))
     site = serve("page", "--workers", "2", cwd=tmp_path)
     assert site.get("/").body == b"one"
@@ -74,7 +70,11 @@ def test_a_reload_brings_new_code(serve, tmp_path):
 def test_a_version_that_cannot_boot_changes_nothing(site, tmp_path):
     old = set(site.workers(2))
     with Load(site) as load:
-        for before in ("raise RuntimeError('broken release')", "import no_such_module", "import os; os._exit(7)"):
+        for before in (
+            "raise RuntimeError('broken release')",
+            "import no_such_module",
+            "import os; os._exit(7)",
+        ):
             versioned(tmp_path, before=before)
             count = site.log().count("the reload is dropped")
             site.signal(signal.SIGHUP)
@@ -96,7 +96,8 @@ def test_a_dropped_reload_leaves_the_next_worker_its_directory_and_environment(s
         (directory / "page.py").write_text(
             f"{before}\nimport os\ndef application(environ, start_response):\n"
             "    start_response('200 OK', [])\n"
-            f"    return [' '.join(['{name}', os.getcwd(), str(os.environ.get('OLD')), str(os.environ.get('NEW'))]).encode()]\n"
+            "    old, new = os.environ.get('OLD'), os.environ.get('NEW')\n"
+            f"    return [f'{name} {{os.getcwd()}} {{old}} {{new}}'.encode()]\n"
         )
         config.write_text(f"chdir = {str(directory)!r}\nraw_env = ['{name.upper()}={name}']\n")
 
@@ -192,7 +193,17 @@ def test_log_files_are_opened_again(serve, tmp_path):
 
 
 def test_recycling_loses_nothing(serve):
-    site = serve("pep3333:app", "--workers", "2", "--threads", "4", "--max-requests", "100", "--max-requests-jitter", "20")
+    site = serve(
+        "pep3333:app",
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+        "--max-requests",
+        "100",
+        "--max-requests-jitter",
+        "20",
+    )
     with Load(site) as load:
         wait_until(lambda: load.failures or site.log().count("Booting worker") >= 10, "workers are replaced")
     assert "Autorestarting worker after current request. (max_requests)" in site.log()
@@ -201,10 +212,10 @@ def test_recycling_loses_nothing(serve):
 
 def test_the_worker_leaves_when_its_replacement_serves(serve, tmp_path):
     """Its place is never empty, and with one worker this is the one."""
-    go = tmp_path / "go"
+    go, begun = tmp_path / "go", str(tmp_path / "begun")
     versioned(
         tmp_path,
-        before=f"import os, time\nfirst = not os.path.exists({str(tmp_path / 'first')!r})\nopen({str(tmp_path / 'first')!r}, 'w').close()\n"
+        before=f"import os, time\nfirst = not os.path.exists({begun!r})\nopen({begun!r}, 'w').close()\n"
         f"while not first and not os.path.exists({str(go)!r}): time.sleep(0.01)",
     )
     site = serve(
@@ -223,7 +234,16 @@ def test_the_worker_leaves_when_its_replacement_serves(serve, tmp_path):
 
 
 def test_workers_of_an_age_are_replaced_one_after_the_other_and_nothing_is_lost(serve):
-    options = ("--workers", "2", "--threads", "4", "--max-worker-age", "0.5", "--max-worker-age-jitter", "0.2")
+    options = (
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+        "--max-worker-age",
+        "0.5",
+        "--max-worker-age-jitter",
+        "0.2",
+    )
     site = serve("pep3333:app", *options)
     old = set(site.workers(2))
     with Load(site) as load:

@@ -174,7 +174,9 @@ def test_a_failed_request_has_one_access_record(serve, project, base):
 
 @pytest.mark.parametrize("base", BASES)
 def test_logger_class_may_replace_what_it_likes(serve, project, base):
-    project_dir = project(f"from {base} import Logger\n" + """
+    project_dir = project(
+        f"from {base} import Logger\n"
+        + """
 accesslog = "access.log"
 
 class Mine(Logger):
@@ -196,7 +198,8 @@ logger_class = Mine
 
 def when_ready(server):
     server.log.info("type %s", type(server.log).__name__)
-""")
+"""
+    )
     server = serve(None, cwd=project_dir, ready=None)
     server.get("/quiet")
     server.get("/loud")
@@ -307,10 +310,13 @@ def test_a_configuration_that_cannot_be_used_ends_the_start(project, setting, re
 
 @pytest.mark.parametrize("python", [False, True])
 def test_capture_output(serve, project, python):
-    project_dir = project("""
+    project_dir = project(
+        """
         capture_output = True
         errorlog = "error.log"
-    """ + ('    logconfig_dict = {"root": {"handlers": []}}\n' if python else ""))
+    """
+        + ('    logconfig_dict = {"root": {"handlers": []}}\n' if python else "")
+    )
     log = project_dir / "error.log"
     server = serve(None, cwd=project_dir, ready=None, listening_in=log)
     server.get("/print")

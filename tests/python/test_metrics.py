@@ -157,7 +157,10 @@ def test_counts_survive_recycling_and_kills(serve):
     scrape = wait_for(site, "ringhorn_requests_total", 100, method="GET", status="2xx")
     assert scrape.sum("ringhorn_accepted_connections_total") == 100
     wait_until(lambda: not old & set(site.children()), "both workers are replaced")
-    wait_until(lambda: Scrape(site).sum("ringhorn_worker_exits_total", reason="recycle") >= 2, "the exits are counted")
+    wait_until(
+        lambda: Scrape(site).sum("ringhorn_worker_exits_total", reason="recycle") >= 2,
+        "the exits are counted",
+    )
     wait_until(lambda: Scrape(site).sum("ringhorn_workers", state="draining") == 0, "nobody leaves any more")
     for round in range(1, 4):
         (pid, *_) = site.workers(2)
@@ -168,7 +171,10 @@ def test_counts_survive_recycling_and_kills(serve):
         wait_for(site, "ringhorn_requests_total", 100 + round, status="2xx")
         # The runner counts an answer, and says afterwards that it has nothing more in hand.
         scrape = wait_for(site, "ringhorn_requests_in_flight", 0)
-    assert {sample.labels["worker"] for sample in scrape.families["ringhorn_connections"].samples} == {"0", "1"}
+    assert {sample.labels["worker"] for sample in scrape.families["ringhorn_connections"].samples} == {
+        "0",
+        "1",
+    }
     assert scrape.sum("ringhorn_accepted_connections_total") == 103
 
 
@@ -326,7 +332,15 @@ def test_health_paths_are_matched_exactly(site):
         answer = client.ask(request("HEAD", "/readyz"))
         assert (answer.status, answer.field("content-length"), answer.body) == (200, "6", b"")
         # Everything else is the application's, which knows no such page.
-        for target in ("/healthz/", "/Healthz", "//healthz", "/health%7A", "/healthzz", "/metrics", "/a/../healthz"):
+        for target in (
+            "/healthz/",
+            "/Healthz",
+            "//healthz",
+            "/health%7A",
+            "/healthzz",
+            "/metrics",
+            "/a/../healthz",
+        ):
             assert client.get(target).status == 404, target
         assert client.ask(request("POST", "/healthz", body=b"x")).status == 404
         assert client.ask(request("GET", "/healthz", body=b"x")).status == 404
@@ -458,7 +472,12 @@ def test_an_address_in_use_ends_the_start(serve, io, tmp_path):
     site = serve("pep3333:app", *METRICS)
     host, port = metrics.address(site)
     code, output = run_to_end(
-        [sys.executable, "-m", "ringhorn"], "-b", "127.0.0.1:0", "--metrics-bind", f"{host}:{port}", "pep3333:app"
+        [sys.executable, "-m", "ringhorn"],
+        "-b",
+        "127.0.0.1:0",
+        "--metrics-bind",
+        f"{host}:{port}",
+        "pep3333:app",
     )
     assert code == 1 and "already in use" in output.lower() and "--metrics-bind" in output, output
 
@@ -467,7 +486,8 @@ def test_every_metric_of_dashboard_and_docs_exists_and_all_are_documented(site):
     """A panel that is empty for ever looks like a quiet server."""
     scrape = Scrape(site)
     families = {
-        f"{family.name}_total" if family.type == "counter" else family.name for family in scrape.families.values()
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in scrape.families.values()
     }
     series = {sample.name for family in scrape.families.values() for sample in family.samples} | families
     dashboard = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text())
@@ -496,7 +516,9 @@ def test_the_access_log_as_json(serve, tmp_path):
     log = tmp_path / "access.log"
     site = serve("pep3333:app", "--access-logfile", str(log), "--access-logformat", "json", ready=None)
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    environ = site.get("/environ?a=b%22c", f"traceparent: {parent}", 'User-Agent: "x"\\', "Referer: \t\xe9").json()["environ"]
+    environ = site.get(
+        "/environ?a=b%22c", f"traceparent: {parent}", 'User-Agent: "x"\\', "Referer: \t\xe9"
+    ).json()["environ"]
     assert environ["HTTP_TRACEPARENT"] == parent
     site.get("/status/404", "Authorization: Basic YWxpY2U6c2VjcmV0")
     # The lines of requests that are refused come from another thread.
@@ -552,7 +574,14 @@ def test_every_request_has_an_id(serve, tmp_path):
 
 def test_the_id_is_in_the_json_line(serve, tmp_path):
     log = tmp_path / "access.log"
-    options = ("--request-id-header", "X-Request-ID", "--access-logfile", str(log), "--access-logformat", "json")
+    options = (
+        "--request-id-header",
+        "X-Request-ID",
+        "--access-logfile",
+        str(log),
+        "--access-logformat",
+        "json",
+    )
     site = serve("pep3333:app", *options, ready=None)
     made = site.get("/one").field("x-request-id")
     assert site.get("/one", "X-Request-ID: given-1").field("x-request-id") == "given-1"

@@ -20,7 +20,16 @@ def busy(serve, tmp_path):
 
     def start(*options: str) -> tuple[Server, object]:
         site = serve(
-            "pep3333:app", "--workers", "1", "--threads", "1", "--access-logfile", str(access), "--timeout", "60", *options
+            "pep3333:app",
+            "--workers",
+            "1",
+            "--threads",
+            "1",
+            "--access-logfile",
+            str(access),
+            "--timeout",
+            "60",
+            *options,
         )
         client = site.client()
         go = tmp_path / "go"

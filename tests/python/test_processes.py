@@ -284,7 +284,9 @@ def test_signals_are_for_the_main_thread_alone(serve, tmp_path):
     options = ("--workers", "1", "--threads", "4", "--access-logfile", str(tmp_path / "access.log"))
     site = serve("pep3333:app", *options)
     (worker,) = site.workers(1)
-    wanted = sum(1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD))
+    wanted = sum(
+        1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+    )
 
     def masks() -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
@@ -295,4 +297,6 @@ def test_signals_are_for_the_main_thread_alone(serve, tmp_path):
         return found
 
     wait_until(lambda: "ringhorn-log" in masks(), "the access log's thread")
-    wait_until(lambda: all(mask & wanted == wanted for each in masks().values() for mask in each), "all block them")
+    wait_until(
+        lambda: all(mask & wanted == wanted for each in masks().values() for mask in each), "all block them"
+    )

@@ -49,7 +49,9 @@ ANNOUNCED = {
 }
 
 
-@pytest.mark.parametrize("header", [V1, v2(), v2(tail=v4("192.0.2.7", "198.51.100.2", 56324, 443) + b"\4\0\1x")])
+@pytest.mark.parametrize(
+    "header", [V1, v2(), v2(tail=v4("192.0.2.7", "198.51.100.2", 56324, 443) + b"\4\0\1x")]
+)
 def test_the_announced_client_is_the_peer(site, header):
     with site.client() as client:
         assert variables(client.ask(header + request("GET", "/environ"))) == ANNOUNCED

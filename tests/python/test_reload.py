@@ -42,7 +42,7 @@ def test_a_changed_module_is_loaded_anew_in_every_worker_by_one_reload(serve, pr
     for count, name in enumerate(("two", "three"), start=1):
         (project / "part.py").write_text(f"NAME = b'{name}'\n")
         complete(site, count)
-        wait_until(lambda: not old & set(site.children()), "the old workers leave")
+        wait_until(lambda old=old: not old & set(site.children()), "the old workers leave")
         old = set(site.workers(2))
         answers(site, f"one {name}".encode())
     assert f"Worker reloading: {project / 'part.py'} modified" in site.log()
@@ -129,4 +129,7 @@ def test_without_reload_nothing_is_watched(serve, project):
 def test_a_preloaded_application_is_not_watched_and_the_log_says_so(serve, project):
     site = serve("page", "--workers", "2", "--preload", "--reload", cwd=project)
     # The other worker may answer before the first has said so.
-    wait_until(lambda: site.log().count("reload does not watch a preloaded application") == 1, "the first worker says so")
+    wait_until(
+        lambda: site.log().count("reload does not watch a preloaded application") == 1,
+        "the first worker says so",
+    )

@@ -50,7 +50,8 @@ def gated(directory: Path) -> tuple[Path, dict[str, str]]:
     """An application whose import ends when the file exists."""
     go = directory / "go"
     (directory / "gated.py").write_text(
-        f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nfrom pep3333 import app as application\n"
+        f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "from pep3333 import app as application\n"
     )
     return go, {"PYTHONPATH": str(APPS)}
 
@@ -136,7 +137,17 @@ def test_socket_activation(tmp_path, io, family):
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
         "os.execv(sys.executable, [sys.executable, '-m', 'ringhorn', *sys.argv[2:]])\n"
     )
-    command = [sys.executable, "-c", start, str(listener.fileno()), "--io", io, "--workers", "2", "pep3333:app"]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        str(listener.fileno()),
+        "--io",
+        io,
+        "--workers",
+        "2",
+        "pep3333:app",
+    ]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=APPS, env=clean_environment(), pass_fds=[listener.fileno()], stdout=log, stderr=log

@@ -25,7 +25,14 @@ class Site:
     def __init__(self, serve, gates: Path, *args: str, workers: int = 2, **options):
         self.gates = gates
         self.server: Server = serve(
-            "stranded:app", "--workers", str(workers), "--threads", "1", *args, env={"GATES": str(gates)}, **options
+            "stranded:app",
+            "--workers",
+            str(workers),
+            "--threads",
+            "1",
+            *args,
+            env={"GATES": str(gates)},
+            **options,
         )
         self.pids = self.server.workers(workers)
         # One that boots is helped, too: the first answer does not say that all are there.

@@ -140,7 +140,9 @@ def test_the_stack_of_a_request_that_holds_the_interpreter(serve):
     with site.client() as client:
         client.send(request("GET", "/hold"))
         wait_until(lambda: "hold_the_interpreter_in_here" in site.log(), "its stack")
-        in_order(site.log(), "Slow request: GET /hold", "Somebody holds the interpreter", "in _?compile|in match")
+        in_order(
+            site.log(), "Slow request: GET /hold", "Somebody holds the interpreter", "in _?compile|in match"
+        )
         site.signal(signal.SIGQUIT)
         assert site.wait() == 0
 
@@ -150,7 +152,16 @@ def test_the_stack_of_a_request_that_holds_the_interpreter(serve):
 
 def test_a_request_that_takes_too_long_is_answered_503_and_the_others_are_unharmed(serve, tmp_path):
     access = tmp_path / "access.log"
-    options = ("--workers", "1", "--threads", "2", "--request-timeout", "0.5", "--access-logfile", str(access))
+    options = (
+        "--workers",
+        "1",
+        "--threads",
+        "2",
+        "--request-timeout",
+        "0.5",
+        "--access-logfile",
+        str(access),
+    )
     site = serve("stuck", *options)
     worker = pid_that_answers(site)
     with site.client() as client:
@@ -188,7 +199,9 @@ def test_an_answer_that_has_begun_is_cut_visibly(serve):
             client.read_to_end()
     wait_until(lambda: "Request timed out" in site.log(), "the log is told")
     assert site.get("/go_on").status == 200
-    in_order(site.log(), r"Request timed out: GET /stream .*; its answer had begun, and the connection was reset")
+    in_order(
+        site.log(), r"Request timed out: GET /stream .*; its answer had begun, and the connection was reset"
+    )
 
 
 def test_an_application_that_reads_a_body_which_does_not_come_is_let_go(serve):
@@ -241,12 +254,28 @@ def test_a_thread_that_does_not_come_back_costs_its_worker_when_another_one_serv
     while worker in site.children():
         assert site.get("/plain").status == 200
     assert pid_that_answers(site) != worker
-    in_order(site.log(), "Request timed out: GET /sleep", "has not come back: this worker is replaced", "Booting worker")
+    in_order(
+        site.log(),
+        "Request timed out: GET /sleep",
+        "has not come back: this worker is replaced",
+        "Booting worker",
+    )
 
 
 def test_with_one_thread_the_next_request_is_not_run_beside_the_stuck_one(serve):
     """The application relies on it. Whoever waits behind is answered when his own time is over."""
-    options = ("--workers", "1", "--threads", "1", "--request-timeout", "0.5", "--timeout", "60", "--graceful-timeout", "2")
+    options = (
+        "--workers",
+        "1",
+        "--threads",
+        "1",
+        "--request-timeout",
+        "0.5",
+        "--timeout",
+        "60",
+        "--graceful-timeout",
+        "2",
+    )
     site = serve("stuck", *options)
     with site.client() as stuck, site.client() as behind:
         stuck.send(request("GET", "/wait?key=one"))

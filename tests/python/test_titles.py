@@ -43,7 +43,9 @@ def test_a_name_of_ones_own_follows_a_reload_and_python_keeps_its_arguments(serv
     assert argv[-1] == "page" and original == ["-m", "ringhorn"] and later == "x" * 50
     (tmp_path / "gunicorn.conf.py").write_text("proc_name = 'garage'\n")
     site.signal(signal.SIGHUP)
-    wait_until(lambda: shown(site) == ["ringhorn: master [garage]", "ringhorn: worker [garage]"], "new titles")
+    wait_until(
+        lambda: shown(site) == ["ringhorn: master [garage]", "ringhorn: worker [garage]"], "new titles"
+    )
 
 
 def test_a_title_longer_than_the_command_line_was_is_cut(serve):

@@ -303,7 +303,10 @@ def test_one_table_has_latencies(site, runtime):  # noqa: F811
     """All of what `--once` shows is of its one interval, in which the workers count."""
     with site.client() as client:
         table = subprocess.Popen(
-            [*TOP, "--once", "--interval", "2"], stdout=subprocess.PIPE, text=True, env=clean_environment(runtime)
+            [*TOP, "--once", "--interval", "2"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(runtime),
         )
         while table.poll() is None:
             assert client.get("/environ").status == 200

@@ -621,7 +621,9 @@ SENDS_THE_HEAD_FIRST = pytest.mark.oracle_differs("gunicorn has sent the head by
 )
 def test_an_exception_before_the_head_is_a_500_with_the_traceback_in_the_log(site, when, key):
     # What the server itself finds wrong has no frames to show; it says what it is instead.
-    told = {"text": "must be bytes, not str", "none": "returned None"}.get(when, "Traceback (most recent call last)")
+    told = {"text": "must be bytes, not str", "none": "returned None"}.get(
+        when, "Traceback (most recent call last)"
+    )
     before = site.log().count(told)
     assert_500(site, site.get(f"/fail/{when}?key={key}"))
     if when not in ("before", "after", "none"):

@@ -108,7 +108,9 @@ def worker_crash(case: Case) -> None:
                 pass
             # Not those of before: a worker that has died is one until it is reaped.
             case.eventually(
-                "two workers again", lambda: len(site.workers()) == 2 and site.workers() != before, 20
+                "two workers again",
+                lambda before=before: len(site.workers()) == 2 and site.workers() != before,
+                20,
             )
     case.number("bystanders lost by a crash", len(load.losses))
     waiting = [loss for loss in load.losses if loss.kind in ("refused", "timed out", "wrong status")]

@@ -324,8 +324,8 @@ def counted(offset, count):
 
 @route
 def gated(environ, start_response, rest, key):
-    """The first piece at once, the second when /open/KEY was asked for. /gated/N: with N more pieces before that one, the
-    first of them by write()."""
+    """The first piece at once, the second when /open/KEY was asked for. /gated/N: with N more pieces before
+    that one, the first of them by write()."""
     write = start_response("200 OK", list(TEXT))
     more = [b"piece %d\n" % number for number in range(int(rest or 0))]
     if more:
