@@ -102,22 +102,27 @@ fn unreachable(path: &Path, error: &io::Error) -> StartError {
     })
 }
 
-/// The one server that can be found: in the first of the directories where one listens.
+/// The one server that can be found: in the first of the directories that has a control socket. One whose server was
+/// killed counts: in its place another server would be told to stop.
 ///
 /// # Errors
-/// There is none, or there are several.
+/// There is none, it was killed, or there are several.
 pub(super) fn find() -> Result<PathBuf, StartError> {
     find_in(&directories(&|name| std::env::var_os(name).map(PathBuf::from)))
 }
 
 fn find_in(directories: &[PathBuf]) -> Result<PathBuf, StartError> {
-    let listening = |directory: &PathBuf| -> Vec<(PathBuf, i32)> {
-        let sockets = sockets_in(directory).into_iter();
-        sockets.filter_map(|path| listener_of(&path).map(|pid| (path, pid))).collect()
-    };
-    let found = directories.iter().map(listening).find(|found| !found.is_empty()).unwrap_or_default();
+    let sockets =
+        directories.iter().map(|path| sockets_in(path)).find(|found| !found.is_empty()).unwrap_or_default();
+    let listening = |path: &PathBuf| listener_of(path).map(|pid| (path.clone(), pid));
+    let found: Vec<(PathBuf, i32)> = sockets.iter().filter_map(listening).collect();
     match &found[..] {
         [(path, _)] => Ok(path.clone()),
+        [] if !sockets.is_empty() => {
+            Err(StartError::new(Exit::Start, "the server that made this control socket is gone")
+                .from(sockets[0].display().to_string())
+                .hint("start it again, or name another server's socket with --socket"))
+        }
         [] => {
             let places: Vec<String> = directories.iter().map(|path| path.display().to_string()).collect();
             let places = if places.is_empty() { "nowhere to look".to_owned() } else { places.join(", ") };
@@ -218,9 +223,13 @@ mod tests {
         let second = paths[1].join("ringhorn.ctl");
         let third = paths[2].join("ringhorn.ctl");
         let _listeners = [&second, &third].map(|path| UnixListener::bind(path).unwrap());
-        // Of a server that was killed: nobody answers.
-        drop(UnixListener::bind(paths[0].join("ringhorn.ctl")).unwrap());
         assert_eq!(find_in(&paths).unwrap(), second);
+        // Of a server that was killed: nobody answers, and no other server is taken for it.
+        let killed = paths[0].join("ringhorn.ctl");
+        drop(UnixListener::bind(&killed).unwrap());
+        let error = find_in(&paths).unwrap_err().to_string();
+        assert!(error.contains("is gone") && error.contains(killed.to_str().unwrap()), "{error}");
+        std::fs::remove_file(&killed).unwrap();
         let _other = UnixListener::bind(paths[1].join("ringhorn-7.ctl")).unwrap();
         let error = find_in(&paths).unwrap_err().to_string();
         assert!(error.contains("2 servers") && error.contains("ringhorn-7.ctl"), "{error}");
