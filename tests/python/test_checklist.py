@@ -361,10 +361,13 @@ def test_6_a_unix_socket_and_another_user(both, tmp_path):
         stat = os.stat(server.project / server.addresses()[0])
         seen.setdefault("socket", []).append((oct(stat.st_mode), stat.st_uid, stat.st_gid))
 
-    # Preloaded, since not everybody may read the Python that runs these tests.
+    # Preloaded, since not everybody may read the Python that runs these tests. gunicorn's worker seeds `random`,
+    # which imports more of it the first time.
     args = ["--bind", "unix:app.sock", "--umask", "007", "--user", "nobody", "--group", "nogroup", "-w", "1"]
-    args += ["--preload", "app:app"]
-    theirs, ours = both(args, ask, bind=False, workers=None)
+    args += ["--preload", "--config", "early.py", "app:app"]
+    theirs, ours = both(
+        args, ask, bind=False, workers=None, files={"early.py": "import random; random.seed(b'')"}
+    )
     assert_same(theirs, ours, lines=False)
     assert seen["socket"][0] == seen["socket"][1]
     assert ours.environs[0]["process"]["uid"] == 65534
