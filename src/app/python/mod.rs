@@ -9,6 +9,7 @@ mod loader;
 mod log;
 mod names;
 mod object;
+mod signals;
 mod stacks;
 mod watch;
 mod wsgi;
