@@ -77,10 +77,10 @@ class Logger(_log.Logger):
 
     LOG_LEVELS = _log.LEVELS
     loglevel = logging.INFO
-    error_fmt = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
+    error_fmt = _log.ERROR_FORMAT
     access_fmt = "%(message)s"
     syslog_fmt = "[%(process)d] %(message)s"
-    datefmt = "[%Y-%m-%d %H:%M:%S %z]"
+    datefmt = _log.DATE_FORMAT
     atoms_wrapper_class = SafeAtoms
 
     def __init__(self, cfg: Any) -> None:
@@ -248,6 +248,28 @@ def start(values: dict[str, Any]) -> tuple[Any, int]:
     cfg = Config(values)
     _log.current = make(cfg.logger_class)(cfg)
     return _log.current, _log.current.error_log.getEffectiveLevel()
+
+
+def adopt(values: dict[str, Any], errors: bool, access: bool) -> tuple[Any, int]:
+    """Make a logger of `gunicorn.error` and `gunicorn.access` as somebody left them. Return as `start`.
+
+    `errors` and `access` say of which of them the server's own lines become records.
+    """
+    from ringhorn._config import Config
+
+    # The master may have made it, for its messages. A worker has settings of its own.
+    logger = _log.current or Logger.__new__(Logger)
+    # Not as a new logger begins: that would take back what makes these ones special.
+    _log.Logger.__init__(logger, Config(values))
+    if errors:
+        _log.diverted = True
+        _log.current = logger
+    _log.access_diverted = access
+    for handler in logger.access_log.handlers:
+        if access and isinstance(handler, _log.AccessFile) and handler.stream is None:
+            # As the server opens it: at the start, where a failure is told, and so that the file is there.
+            handler.stream = handler._open()
+    return logger, logger.error_log.getEffectiveLevel()
 
 
 def make(wanted: Any) -> Any:
