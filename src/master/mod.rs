@@ -856,7 +856,10 @@ impl<'h> Master<'h> {
         self.counts.reloads_failed += 1;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
-            dropped.close_but(&[&self.listeners]);
+            // Another master that has been given the dropped ones serves them: they are closed here alone.
+            if !self.slots.is_sharing() {
+                dropped.close_but(&[&self.listeners]);
+            }
             if let Err(error) = self.move_pidfile(&settings) {
                 warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
             }
@@ -870,7 +873,7 @@ impl<'h> Master<'h> {
     fn upgrade(&mut self) {
         let blocked = match signal::block(master_signals()) {
             Ok(blocked) => blocked,
-            Err(error) => return error!("cannot start another master: {}", describe(&error)),
+            Err(error) => return self.upgrade_failed(&error),
         };
         self.host.before_fork();
         match process::fork() {
@@ -889,9 +892,14 @@ impl<'h> Master<'h> {
             Err(error) => {
                 self.host.after_fork_parent();
                 drop(blocked);
-                error!("cannot start another master: {}", describe(&error));
+                self.upgrade_failed(&error);
             }
         }
+    }
+
+    fn upgrade_failed(&mut self, error: &io::Error) {
+        error!("cannot start another master: {}", describe(error));
+        self.slots.upgrade_failed();
     }
 
     /// In the child of an upgrade. Returns the exit code, if it does not become the next master.
