@@ -304,16 +304,20 @@ impl Host for PythonHost<'_> {
 /// The directory cannot be entered, or Python refuses.
 pub(super) fn prepare(py: Python<'_>, settings: &Settings, launch: &Launch) -> Result<(), StartError> {
     let refuse = |what: String| StartError::new(Exit::Start, what);
+    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     if let Some(directory) = &settings.chdir {
         // From where the server was started, also when it has changed the directory since.
         let start = launch.directory.as_deref().unwrap_or(Path::new("."));
+        // gunicorn adds that one first, config file or not. One that is gone has no modules.
+        if let Ok(start) = start.canonicalize() {
+            loader::prepend_path(py, &start).map_err(python)?;
+        }
         std::env::set_current_dir(start.join(directory)).map_err(|error| {
             let why = crate::sys::errno::describe(&error);
             refuse(format!("cannot change to the directory {}: {why}", directory.display()))
                 .from(settings.source("chdir"))
         })?;
     }
-    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     let here = std::env::current_dir().map_err(|error| {
         refuse(format!("the current directory is gone: {}", crate::sys::errno::describe(&error)))
     })?;
