@@ -866,6 +866,68 @@ fn a_stop_beside_another_master_leaves_the_listeners_open() {
     }
 }
 
+/// Both signals are decided before the other master has been started.
+#[test]
+fn a_stop_right_after_usr2_leaves_the_listeners_to_the_other_master() {
+    let mut world = World::serving();
+    world.slots.signal(Signal::USR2, world.now_ms);
+    world.slots.signal(Signal::USR2, world.now_ms);
+    world.slots.signal(Signal::TERM, world.now_ms);
+    world.act();
+    let leave = |pid: &Pid| Action::Leave { pid: *pid, order: Order::Leave };
+    let left: Vec<Action> = world.alive.iter().map(leave).collect();
+    assert_eq!((&world.asked[0], &world.asked[1..]), (&Action::Upgrade, &left[..]), "and one master only");
+}
+
+#[test]
+fn a_server_whose_upgrade_came_to_nothing_is_alone_with_the_listeners() {
+    let mut world = World::serving();
+    world.signal(Signal::USR2);
+    world.slots.upgrade_failed();
+    world.signal(Signal::USR2);
+    world.slots.upgrade_failed();
+    assert_eq!(world.asked, [Action::Upgrade, Action::Upgrade]);
+    world.signal(Signal::TERM);
+    assert!(world.asked.iter().any(|asked| matches!(asked, Action::Leave { order: Order::Close, .. })));
+}
+
+/// To close a listener ends it for the other master, too.
+#[test]
+fn a_slot_on_its_way_out_is_closed_when_no_other_master_has_it() {
+    let mut world = World::serving();
+    let next = Pid::from_raw(9_000).unwrap();
+    world.signal(Signal::TTOU);
+    world.signal(Signal::USR2);
+    world.slots.upgrading(next);
+    world.live(SETTLE_MS, &[0, 1]);
+    world.end(1, Ending::Code(0));
+    world.pass(0);
+    assert!(!world.asked.contains(&Action::CloseSlot { slot: 1 }), "{:?}", world.asked);
+    world.slots.ended(next, Ending::Code(3), world.now_ms);
+    world.act();
+    assert_eq!(world.asked.last(), Some(&Action::CloseSlot { slot: 1 }));
+
+    // The same with an upgrade that could not begin.
+    let mut world = World::serving();
+    world.signal(Signal::TTOU);
+    world.live(SETTLE_MS, &[0, 1]);
+    world.signal(Signal::USR2);
+    world.end(1, Ending::Code(0));
+    assert!(!world.asked.contains(&Action::CloseSlot { slot: 1 }), "{:?}", world.asked);
+    world.slots.upgrade_failed();
+    world.act();
+    assert_eq!(world.asked.last(), Some(&Action::CloseSlot { slot: 1 }));
+}
+
+/// The old one may have led clients away from a slot that it was about to close, and the kernel still does.
+#[test]
+fn a_master_that_is_alone_leads_clients_to_all_its_slots() {
+    let mut slots = Slots::new(RULES, true, 0);
+    slots.keep_slots(2, 0);
+    slots.promoted(0);
+    assert_eq!(slots.take_actions(), [Action::Steer { slots: 2 }]);
+}
+
 #[test]
 fn winch_rests_a_daemon_until_hup() {
     let mut world = World::new(Rules { daemon: true, ..RULES });
