@@ -508,16 +508,13 @@ impl<'h> Master<'h> {
             self.take_events();
             self.take_commands();
             self.slots.turn(monotonic_ms());
+            // Before the forks that follow from it: their hooks see the new number, as in gunicorn.
+            self.follow_target();
             if let Some(exit) = self.act() {
                 return self.leave(exit);
             }
-            if self.slots.target() != self.workers {
-                let old = std::mem::replace(&mut self.workers, self.slots.target());
-                tell_workers(self.workers);
-                if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
-                    self.abandon(&error);
-                    continue;
-                }
+            if self.follow_target() {
+                continue;
             }
             if self.slots.is_complete() {
                 self.service.ready(self.slots.target());
@@ -528,6 +525,20 @@ impl<'h> Master<'h> {
             self.service.pet(monotonic_ms());
             self.wait();
         }
+    }
+
+    /// Tells of a changed number of workers. Returns whether its hook failed.
+    fn follow_target(&mut self) -> bool {
+        if self.slots.target() == self.workers {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.workers, self.slots.target());
+        tell_workers(self.workers);
+        let told = self.host.nworkers_changed(self.workers, Some(old));
+        if let Err(error) = &told {
+            self.abandon(error);
+        }
+        told.is_err()
     }
 
     fn take_events(&mut self) {
