@@ -770,7 +770,9 @@ impl Link {
             // An application kept its input: its request is over, and the next one's body is not for it.
             return Err(BodyError::Truncated);
         }
-        if self.withdraw_continue() && self.say_through(&mut gate, http::CONTINUE) {
+        if self.withdraw_continue() {
+            self.say_through(&mut gate, http::CONTINUE);
+            // Also when all of it has left: from here on the client's time runs.
             self.port.report(self.token, true);
         }
         if gate.body.is_empty() {

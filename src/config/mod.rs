@@ -578,7 +578,11 @@ impl Values {
                 };
                 (location, text.clone())
             }
-            (_, Some(path)) => (Location::Path(path.clone()), path.display().to_string()),
+            (_, Some(path)) => {
+                let shown = path.display().to_string();
+                // As gunicorn: the file's `__file__` has no `.` in it, which `dirname` would take for a directory.
+                (Location::Path(std::path::absolute(&path).unwrap_or(path)), shown)
+            }
             (_, None) => return Ok(()),
         };
         let Some(file) = file else {

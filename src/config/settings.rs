@@ -857,7 +857,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--no-pin"],
         Switch,
         YES,
-        "Tie each worker to a CPU of its own; --no-pin: do not",
+        "Tie each worker to a CPU of its own when there is one for each; --no-pin: never",
     ),
     setting(
         Ringhorn,

@@ -17,6 +17,7 @@ pub mod prometheus;
 pub mod statsd;
 pub mod writer;
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,16 @@ pub enum LogTarget {
     Standard,
     /// A file that is appended to.
     File(PathBuf),
+}
+
+impl fmt::Display for LogTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("nowhere"),
+            Self::Standard => f.write_str("-"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// The error log of this process, for [`reopen`].
@@ -145,6 +156,17 @@ pub fn create_files(targets: &[&LogTarget], user: Option<u32>, group: Option<u32
         if let Ok(file) = OpenOptions::new().append(true).create_new(true).open(path) {
             let _ = rustix::fs::fchown(&file, user.map(Uid::from_raw), group.map(Gid::from_raw));
         }
+    }
+}
+
+/// Opens a log and closes it again: whether it can be opened is to be known before others do it.
+///
+/// # Errors
+/// The file cannot be opened for appending.
+pub fn check(target: &LogTarget) -> io::Result<()> {
+    match target {
+        LogTarget::File(path) => open(path).map(drop),
+        LogTarget::Off | LogTarget::Standard => Ok(()),
     }
 }
 

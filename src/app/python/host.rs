@@ -67,11 +67,12 @@ impl Start {
 }
 
 /// Where the application comes from.
-pub(super) enum Source {
-    /// What the settings name is imported.
-    Settings,
-    /// A program gave a function that loads it, such as `BaseApplication.wsgi`.
-    Loader(Py<PyAny>),
+pub(super) struct Source {
+    /// A program's function that loads it, such as `BaseApplication.wsgi`. Without one, what the settings name is
+    /// imported.
+    pub(super) load: Option<Py<PyAny>>,
+    /// The program's own object, `server.app` of hooks.
+    pub(super) owner: Option<Py<PyAny>>,
 }
 
 impl Source {
@@ -80,9 +81,9 @@ impl Source {
     /// # Errors
     /// It cannot be loaded: the exit code of the worker.
     pub(super) fn load(&self, py: Python<'_>, settings: &Settings) -> Result<Py<PyAny>, StartError> {
-        match self {
-            Self::Settings => loader::load(py, &settings.app),
-            Self::Loader(load) => loader::load_from(py, load.bind(py), &settings.app),
+        match &self.load {
+            None => loader::load(py, &settings.app),
+            Some(load) => loader::load_from(py, load.bind(py), &settings.app),
         }
     }
 }
@@ -125,7 +126,7 @@ impl<'py> PythonHost<'py> {
         }
         prepare(self.py, new, launch)?;
         if self.hooks.is_none() {
-            self.hooks = Hooks::of(self.py, new).map_err(|error| unusable(&error))?;
+            self.hooks = Hooks::of(self.py, new, &self.source).map_err(|error| unusable(&error))?;
         }
         Ok(())
     }
@@ -133,6 +134,21 @@ impl<'py> PythonHost<'py> {
     /// Lets the master's messages go where a config file, a hook or the application wants them.
     fn divert_messages(&self) -> Result<(), StartError> {
         super::log::divert_messages(self.py, &self.settings).map_err(|error| unusable(&error))
+    }
+
+    /// Loads the application, or takes the one that a hook has asked for already.
+    fn load(&self, settings: &Settings) -> Result<Py<PyAny>, StartError> {
+        let loaded = match &self.hooks {
+            // A program's own function knows itself what it has loaded.
+            Some(hooks) if self.source.load.is_none() || self.source.owner.is_none() => {
+                hooks.application(self.py).map_err(|error| unusable(&error))?
+            }
+            _ => None,
+        };
+        match loaded {
+            Some(application) => Ok(application),
+            None => self.source.load(self.py, settings),
+        }
     }
 
     fn boot(&mut self, context: &mut WorkerContext) -> Result<Wsgi, StartError> {
@@ -145,7 +161,7 @@ impl<'py> PythonHost<'py> {
         self.step("init_signals", (), Exit::WorkerBoot)?;
         let application = match &self.application {
             Some(application) => application.clone_ref(py),
-            None => self.source.load(py, settings)?,
+            None => self.load(settings)?,
         };
         if settings.reload {
             watch::start(py, context, begun).map_err(|error| unusable(&error))?;
@@ -155,7 +171,7 @@ impl<'py> PythonHost<'py> {
             Arc::make_mut(&mut context.settings).python_log = true;
             settings = &context.settings;
             if self.hooks.is_none() {
-                self.hooks = Hooks::of(py, settings).map_err(|error| unusable(&error))?;
+                self.hooks = Hooks::of(py, settings, &self.source).map_err(|error| unusable(&error))?;
                 self.step("begin_late", (&application,), Exit::WorkerBoot)?;
             }
         }
@@ -219,7 +235,7 @@ impl Host for PythonHost<'_> {
             error!("cannot go back to the old settings: {}", error.in_log());
         }
         if let Some(hooks) = &self.hooks
-            && let Err(error) = hooks.configure(self.py, old)
+            && let Err(error) = hooks.resume(self.py, old)
         {
             error!("cannot give the old settings to hooks: {error}");
         }
@@ -227,8 +243,11 @@ impl Host for PythonHost<'_> {
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         // In the master this is a failed start, whatever failed (as in gunicorn).
-        self.application =
-            Some(self.source.load(self.py, settings).map_err(|error| error.exiting(Exit::Start))?);
+        let application = self.load(settings).map_err(|error| error.exiting(Exit::Start))?;
+        if let Some(hooks) = &self.hooks {
+            hooks.call(self.py, "preloaded", (&application,), Exit::Start)?;
+        }
+        self.application = Some(application);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
@@ -296,7 +315,7 @@ impl Host for PythonHost<'_> {
         super::log::configure(self.py, settings).map_err(|error| unusable(&error))?;
         if let Some(hooks) = &self.hooks {
             hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
-            hooks.call(self.py, "on_reload", (), UNCAUGHT)?;
+            hooks.call(self.py, "on_reload", (settings.workers,), UNCAUGHT)?;
         }
         self.divert_messages()
     }
@@ -331,16 +350,20 @@ impl Host for PythonHost<'_> {
 /// The directory cannot be entered, or Python refuses.
 pub(super) fn prepare(py: Python<'_>, settings: &Settings, launch: &Launch) -> Result<(), StartError> {
     let refuse = |what: String| StartError::new(Exit::Start, what);
+    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     if let Some(directory) = &settings.chdir {
         // From where the server was started, also when it has changed the directory since.
         let start = launch.directory.as_deref().unwrap_or(Path::new("."));
+        // gunicorn adds that one first, config file or not. One that is gone has no modules.
+        if let Ok(start) = start.canonicalize() {
+            loader::prepend_path(py, &start).map_err(python)?;
+        }
         std::env::set_current_dir(start.join(directory)).map_err(|error| {
             let why = crate::sys::errno::describe(&error);
             refuse(format!("cannot change to the directory {}: {why}", directory.display()))
                 .from(settings.source("chdir"))
         })?;
     }
-    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     let here = std::env::current_dir().map_err(|error| {
         refuse(format!("the current directory is gone: {}", crate::sys::errno::describe(&error)))
     })?;

@@ -8,6 +8,7 @@
 #[cfg(feature = "simulation")]
 pub(super) mod environs;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
@@ -247,7 +248,7 @@ impl Call {
         // Before the reply is taken again: an iterable may run any Python.
         let mut bytes = EARLY_HINTS.to_vec();
         for pair in headers.try_iter()? {
-            let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair?.extract()?;
+            let (name, value) = listed_pair(&pair?, "early hints")?;
             hint(text_or_bytes(&name)?, text_or_bytes(&value)?, &mut bytes)
                 .map_err(|error| PyValueError::new_err(error.to_string()))?;
         }
@@ -310,30 +311,67 @@ fn begin(
 }
 
 fn header(reply: &mut Reply, pair: &Bound<'_, PyAny>) -> PyResult<()> {
-    let Ok(pair) = pair.cast::<PyTuple>() else {
-        return Err(PyTypeError::new_err(format!(
-            "response headers must be (name, value) tuples, not {}",
-            type_name(pair)
-        )));
-    };
-    if pair.len() != 2 {
-        return Err(PyValueError::new_err("response headers must be (name, value) tuples"));
+    if let Ok(pair) = pair.cast::<PyTuple>()
+        && pair.len() == 2
+    {
+        let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+        return field(reply, &name, &value);
     }
-    let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+    let (name, value) = listed_pair(pair, "response headers")?;
+    field(reply, &name, &value)
+}
+
+/// The two of a pair that may be a list, which PEP 3333 does not have and gunicorn unpacks all the same.
+fn listed_pair<'py>(
+    pair: &Bound<'py, PyAny>,
+    what: &str,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    if let Ok(pair) = pair.cast::<PyTuple>()
+        && pair.len() == 2
+    {
+        return Ok((pair.get_item(0)?, pair.get_item(1)?));
+    }
+    match pair.cast::<PyList>() {
+        Ok(pair) if pair.len() == 2 => Ok((pair.get_item(0)?, pair.get_item(1)?)),
+        Err(_) if !pair.is_instance_of::<PyTuple>() => {
+            Err(PyTypeError::new_err(format!("{what} must be (name, value) tuples, not {}", type_name(pair))))
+        }
+        _ => Err(PyValueError::new_err(format!("{what} must be (name, value) tuples"))),
+    }
+}
+
+fn field(reply: &mut Reply, name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
     let name = name.cast::<PyString>().map_err(|_| {
-        PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(&name)))
+        PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(name)))
     })?;
     let value = value.cast::<PyString>().map_err(|_| {
         PyTypeError::new_err(format!(
             "the value of response header {} must be a str, not {}",
-            &*name,
-            type_name(&value)
+            shown(name),
+            type_name(value)
         ))
     })?;
-    let (Some(name), Some(value)) = (latin1_bytes(&name), latin1_bytes(&value)) else {
-        return Err(invalid("a response header is not latin-1 text"));
+    // By their name, and not by their value: that may be a secret, and the log is not the place for it.
+    let refused = |why: &dyn Display| {
+        PyValueError::new_err(format!("response header {} cannot be sent: {why}", shown(name)))
     };
-    reply.header(name, value).map_err(|error| refused(&error))
+    let (Some(plain), Some(value)) = (latin1_bytes(name), latin1_bytes(value)) else {
+        return Err(refused(&"it is not latin-1 text"));
+    };
+    reply.header(plain, value).map_err(|error| refused(&error))
+}
+
+/// Characters of a header's name that an error shows.
+const SHOWN_NAME_MAX: usize = 64;
+
+/// A header's name for an error: whatever the application made of it, one line of bounded length.
+fn shown(name: &Bound<'_, PyString>) -> String {
+    let name = name.to_string_lossy();
+    let mut shown: String = name.chars().take(SHOWN_NAME_MAX).flat_map(char::escape_debug).collect();
+    if name.chars().nth(SHOWN_NAME_MAX).is_some() {
+        shown.push_str("...");
+    }
+    format!("'{shown}'")
 }
 
 fn type_name(object: &Bound<'_, PyAny>) -> String {

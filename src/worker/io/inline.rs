@@ -361,9 +361,10 @@ impl Io {
             }
             Next::Full => (used, true),
             Next::Incomplete => {
-                if !std::mem::replace(&mut conn.in_head, true) {
-                    self.set_deadline(token, self.rules.header_ms);
+                if answered {
+                    self.set_idle_deadline(token);
                 }
+                self.on_head_begins(token, &data[used..]);
                 (used, false)
             }
             Next::Body(length) => {

@@ -10,7 +10,7 @@ use super::voice::{Stream, Voice, file};
 use super::{Dice, Network, trace};
 use crate::app::native::{Request, Response};
 use crate::app::{Body, Exchange, Progress, Sent};
-use crate::http::Framing;
+use crate::http::{Framing, Version};
 use crate::limits::INLINE_OUT_BYTES;
 
 /// Milliseconds by which a deadline may be late: a worker looks at what is in hand with its heartbeat, and stands still
@@ -224,7 +224,7 @@ impl Runners {
             Body::Empty | Body::Stream(_) => &[],
         };
         let (target, head) = (exchange.request.target().to_vec(), exchange.request.head());
-        let last_word = !head.keep_alive && head.framing == Framing::None;
+        let last_word = !head.keep_alive && head.version == Version::Http11 && head.framing == Framing::None;
         let seen =
             Seen { target: &target, is_head: head.is_head, last_word, body, streamed: stream.is_some() };
         let asked = self.meet(&seen);
