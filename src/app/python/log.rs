@@ -152,13 +152,13 @@ pub(super) fn logger(py: Python<'_>) -> Option<Py<PyAny>> {
 }
 
 /// Logs that a request failed, with its exception in the record. False when Python does not write the logs.
-pub(super) fn request_failed(py: Python<'_>, uri: &str, error: &PyErr) -> bool {
+pub(super) fn request_failed(py: Python<'_>, method: &str, uri: &str, error: &PyErr) -> bool {
     let Some(log) = LOG.get().filter(|log| log.messages) else { return false };
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.logged(Level::Error);
     }
     let told = py.import("ringhorn._logger").and_then(|module| {
-        module.call_method1("failed", (&log.logger, uri, error.value(py), error.traceback(py)))
+        module.call_method1("failed", (&log.logger, method, uri, error.value(py), error.traceback(py)))
     });
     told.is_ok()
 }
