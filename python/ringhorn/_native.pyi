@@ -26,10 +26,12 @@ def serve(
     values: dict[str, Any],
     argv: list[str],
     alone: bool,
+    owner: Any = None,
 ) -> int:
     """Serve what `load` returns, or the application `name`, with the settings `values`.
 
-    Unless `alone`, the config file, the variables with arguments and `argv` are read too, and win.
+    Unless `alone`, the config file, the variables with arguments and `argv` are read too, and win. Hooks find
+    `owner` as `server.app`.
     """
 
 def positional(argv: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ringhorn import _log, _native
@@ -21,11 +22,18 @@ from ringhorn._config import Config, parse_address
 class Server:
     """gunicorn's arbiter as hooks know it: `server` in `when_ready(server)`."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], load: Callable[[], Any] | None = None, owner: Any = None
+    ) -> None:
         self.cfg = Config(settings)
         self.log = _log.of(self.cfg)
         self.pid = os.getpid()
-        self.app = Application(self.cfg)
+        self.app: Any = owner
+        if owner is None:
+            self.app = Application(self.cfg, load)
+        elif load is None:
+            # The config file may have named what the program left open.
+            owner.app_uri = self.cfg.settings["wsgi_app"].value
         self.master_name = "Master"
         self.master_pid = 0
         self.reexec_pid = 0
@@ -34,6 +42,7 @@ class Server:
         self.WORKERS: dict[int, Worker] = {}
         self.START_CTX = {"args": [sys.executable, *sys.argv], "cwd": os.getcwd(), 0: sys.executable}
         self._workers: int | None = None
+        self._workers_before: int | None = None
         self._worker: Worker | None = None
 
     @property
@@ -90,6 +99,12 @@ class Server:
     def _configure(self, settings: dict[str, Any]) -> None:
         self.cfg = Config(settings)
         self.log = _log.of(self.cfg)
+        if isinstance(self.app, Application):
+            self.app.configure(self.cfg)
+
+    def _resume(self, settings: dict[str, Any]) -> None:
+        self._configure(settings)
+        self._workers = self._workers_before
 
     def _call(self, name: str, *args: object) -> None:
         hook = self.cfg.settings[name].value
@@ -97,13 +112,21 @@ class Server:
             hook(*args)
 
     def nworkers_changed(self, new: int, old: int | None) -> None:
-        self._workers = new
-        self._call("nworkers_changed", self, new, old)
+        if new != self._workers:
+            # Otherwise a reload has told of it.
+            self._workers = self._workers_before = new
+            self._call("nworkers_changed", self, new, old)
+
+    def preloaded(self, application: object) -> None:
+        self.app.callable = application
 
     def on_starting(self) -> None:
         self._call("on_starting", self)
 
-    def on_reload(self) -> None:
+    def on_reload(self, workers: int) -> None:
+        self._workers_before, self._workers = self._workers, workers
+        # As gunicorn's, also when the number is the same.
+        self._call("nworkers_changed", self, workers, self._workers_before)
         self._call("on_reload", self)
 
     def when_ready(self, addresses: list[str]) -> None:
@@ -190,13 +213,22 @@ class Server:
 class Application:
     """`server.app` and `worker.app`: what is served."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, load: Callable[[], Any] | None) -> None:
+        self.callable: Any = None
+        self._load = load
+        self.configure(cfg)
+
+    def configure(self, cfg: Config) -> None:
         self.cfg = cfg
         self.app_uri: str = cfg.settings["wsgi_app"].value
-        self.callable: Any = None
+
+    def load(self) -> Any:
+        return _native.load_application(self.app_uri) if self._load is None else self._load()
 
     def wsgi(self) -> Any:
-        """Give the application; None in the master, which does not have it."""
+        """Give the application. Loaded in the master it is that of all workers, as with `preload_app`."""
+        if self.callable is None:
+            self.callable = self.load()
         return self.callable
 
 

@@ -508,16 +508,13 @@ impl<'h> Master<'h> {
             self.take_events();
             self.take_commands();
             self.slots.turn(monotonic_ms());
+            // Before the forks that follow from it: their hooks see the new number, as in gunicorn.
+            self.follow_target();
             if let Some(exit) = self.act() {
                 return self.leave(exit);
             }
-            if self.slots.target() != self.workers {
-                let old = std::mem::replace(&mut self.workers, self.slots.target());
-                tell_workers(self.workers);
-                if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
-                    self.abandon(&error);
-                    continue;
-                }
+            if self.follow_target() {
+                continue;
             }
             if self.slots.is_complete() {
                 self.service.ready(self.slots.target());
@@ -528,6 +525,20 @@ impl<'h> Master<'h> {
             self.service.pet(monotonic_ms());
             self.wait();
         }
+    }
+
+    /// Tells of a changed number of workers. Returns whether its hook failed.
+    fn follow_target(&mut self) -> bool {
+        if self.slots.target() == self.workers {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.workers, self.slots.target());
+        tell_workers(self.workers);
+        let told = self.host.nworkers_changed(self.workers, Some(old));
+        if let Err(error) = &told {
+            self.abandon(error);
+        }
+        told.is_err()
     }
 
     fn take_events(&mut self) {
@@ -859,7 +870,10 @@ impl<'h> Master<'h> {
         self.counts.reloads_failed += 1;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
-            dropped.close_but(&[&self.listeners]);
+            // Another master that has been given the dropped ones serves them: they are closed here alone.
+            if !self.slots.is_sharing() {
+                dropped.close_but(&[&self.listeners]);
+            }
             if let Err(error) = self.move_pidfile(&settings) {
                 warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
             }
@@ -873,7 +887,7 @@ impl<'h> Master<'h> {
     fn upgrade(&mut self) {
         let blocked = match signal::block(master_signals()) {
             Ok(blocked) => blocked,
-            Err(error) => return error!("cannot start another master: {}", describe(&error)),
+            Err(error) => return self.upgrade_failed(&error),
         };
         self.host.before_fork();
         match process::fork() {
@@ -892,9 +906,14 @@ impl<'h> Master<'h> {
             Err(error) => {
                 self.host.after_fork_parent();
                 drop(blocked);
-                error!("cannot start another master: {}", describe(&error));
+                self.upgrade_failed(&error);
             }
         }
+    }
+
+    fn upgrade_failed(&mut self, error: &io::Error) {
+        error!("cannot start another master: {}", describe(error));
+        self.slots.upgrade_failed();
     }
 
     /// In the child of an upgrade. Returns the exit code, if it does not become the next master.

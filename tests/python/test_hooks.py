@@ -159,6 +159,120 @@ def test_order_and_arguments_are_gunicorns(start, site, tmp_path_factory, preloa
     assert ours == site.record()
 
 
+NUMBERS = """
+from recorder import note
+wsgi_app = "hooked:app"
+bind = "127.0.0.1:0"
+workers = 2
+
+def nworkers_changed(server, new, old):
+    note("nworkers_changed", new, old, server.num_workers)
+
+def pre_fork(server, worker):
+    note("pre_fork", server.num_workers)
+
+def on_reload(server):
+    note("on_reload", server.num_workers, server.cfg.workers)
+"""
+
+
+def test_hooks_see_the_number_of_workers_that_gunicorns_see(start, site, tmp_path_factory):
+    """TTIN tells before it forks; HUP tells always, also of the same number."""
+
+    def play(server: Server) -> None:
+        site.wait("pre_fork 2", 2)
+        server.workers(2)
+        server.signal(signal.SIGTTIN)
+        site.wait("pre_fork 3")
+        server.workers(3)
+        server.signal(signal.SIGHUP)
+        site.wait("pre_fork 2", 4)
+        server.workers(2)
+        site.config(NUMBERS.replace("workers = 2", "workers = 1"))
+        server.signal(signal.SIGHUP)
+        site.wait("pre_fork 1")
+        server.workers(1)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+    site.config(NUMBERS)
+    with serving(start) as keep:
+        play(keep(None, **site.options()))
+    ours = site.named("nworkers_changed", "pre_fork", "on_reload")
+    (site.path / "record").unlink()
+    site.config(NUMBERS)
+    oracle = Server(
+        GUNICORN,
+        ["-c", "gunicorn.conf.py"],
+        log=tmp_path_factory.mktemp("oracle") / "log",
+        **site.options(),
+    )
+    try:
+        play(oracle)
+    finally:
+        oracle.kill()
+    assert ours == site.named("nworkers_changed", "pre_fork", "on_reload")
+
+
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("hook", ["on_starting", "when_ready", "pre_fork", "post_fork", "post_worker_init"])
+def test_hooks_may_ask_for_the_application(serve, site, hook, preload):
+    """`server.app.wsgi()` loads it, and that object is served: gunicorn's way to configure it in a hook."""
+    parameters = {"on_starting": "server", "when_ready": "server", "post_worker_init": "worker"}
+    site.config(
+        f"""
+        from recorder import note
+        workers = 1
+        preload_app = {preload}
+        def {hook}({parameters.get(hook, "server, worker")}):
+            app = {"server" if hook in ("on_starting", "when_ready") else "worker"}.app
+            app.wsgi().greeting = "from {hook}"
+            note("same", app.wsgi() is app.wsgi(), app.callable is app.wsgi())
+        def post_request(worker, req):
+            note("greeting", worker.app.wsgi().greeting, worker.wsgi is worker.app.wsgi())
+        """
+    )
+    serve("hooked:app", **site.options())
+    site.wait(f"greeting from {hook} True")
+    assert site.named("same") == ["same True True"]
+    assert site.named("import") == ["import"]
+
+
+def test_an_application_that_a_hook_puts_in_its_place_is_served(serve, site):
+    site.config(
+        """
+        workers = 1
+        def post_fork(server, worker):
+            inner = worker.app.wsgi()
+            def outer(environ, start_response):
+                environ["PATH_INFO"] = "/mutate"
+                return inner(environ, start_response)
+            worker.app.callable = outer
+        def post_request(worker, req, environ, resp):
+            from recorder import note
+            note("kept", environ.get("hooked.mine"))
+        """
+    )
+    serve("hooked:app", **site.options())
+    site.wait("kept kept")
+
+
+@pytest.mark.parametrize(
+    "hook, code", [("on_starting(server)", 1), ("post_fork(server, worker)", 3)], ids=["master", "worker"]
+)
+def test_a_hook_whose_application_cannot_be_loaded_ends_the_server(site, hook, code):
+    site.config(f"workers = 1\ndef {hook}:\n    server.app.wsgi()\n")
+    ended, output = run_to_end(
+        [sys.executable, "-m", "ringhorn"],
+        "--bind=127.0.0.1:0",
+        "fails_to_import:app",
+        cwd=site.path,
+        env={"PYTHONPATH": str(APPS)},
+    )
+    assert ended == code, output
+    assert "cannot load application 'fails_to_import:app'" in output
+
+
 def test_a_hook_may_be_named_by_a_text(serve, site):
     site.config("post_request = 'recorder.post_request'\nworkers = 1\n")
     serve("hooked:app", **site.options()).get("/mutate")

@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use tracing::error;
 
 use super::confpy::to_python;
+use super::host::Source;
 use super::object::latin1;
 use super::wsgi::traceback;
 use crate::app::{Exchange, Peer, Request, Scheme};
@@ -33,7 +34,7 @@ impl Hooks {
     ///
     /// # Errors
     /// What Python raises.
-    pub(super) fn of(py: Python<'_>, settings: &Settings) -> PyResult<Option<Self>> {
+    pub(super) fn of(py: Python<'_>, settings: &Settings, source: &Source) -> PyResult<Option<Self>> {
         let set = SETTINGS.iter().filter(|setting| matches!(setting.kind, Kind::Hook(_)));
         // The logger's methods are given what hooks are given.
         if !settings.python_log
@@ -43,8 +44,11 @@ impl Hooks {
         {
             return Ok(None);
         }
-        let server =
-            py.import("ringhorn._server")?.getattr("Server")?.call1((configuration(py, settings)?,))?;
+        let server = py.import("ringhorn._server")?.getattr("Server")?.call1((
+            configuration(py, settings)?,
+            &source.load,
+            &source.owner,
+        ))?;
         Ok(Some(Self { server: server.unbind() }))
     }
 
@@ -54,6 +58,23 @@ impl Hooks {
     /// What Python raises.
     pub(super) fn configure(&self, py: Python<'_>, settings: &Settings) -> PyResult<()> {
         self.server.bind(py).call_method1("_configure", (configuration(py, settings)?,)).map(drop)
+    }
+
+    /// The `old` settings again, after a reload that came to nothing.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub(super) fn resume(&self, py: Python<'_>, old: &Settings) -> PyResult<()> {
+        self.server.bind(py).call_method1("_resume", (configuration(py, old)?,)).map(drop)
+    }
+
+    /// The application, when a hook had it loaded (`server.app.wsgi()`), or put one in its place.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub(super) fn application(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let application = self.server.bind(py).getattr("app")?.getattr("callable")?;
+        Ok(if application.is_none() { None } else { Some(application.unbind()) })
     }
 
     /// Runs a step of the server's life, and the hook that belongs to it.

@@ -66,11 +66,12 @@ impl Start {
 }
 
 /// Where the application comes from.
-pub(super) enum Source {
-    /// What the settings name is imported.
-    Settings,
-    /// A program gave a function that loads it, such as `BaseApplication.wsgi`.
-    Loader(Py<PyAny>),
+pub(super) struct Source {
+    /// A program's function that loads it, such as `BaseApplication.wsgi`. Without one, what the settings name is
+    /// imported.
+    pub(super) load: Option<Py<PyAny>>,
+    /// The program's own object, `server.app` of hooks.
+    pub(super) owner: Option<Py<PyAny>>,
 }
 
 impl Source {
@@ -79,9 +80,9 @@ impl Source {
     /// # Errors
     /// It cannot be loaded: the exit code of the worker.
     pub(super) fn load(&self, py: Python<'_>, settings: &Settings) -> Result<Py<PyAny>, StartError> {
-        match self {
-            Self::Settings => loader::load(py, &settings.app),
-            Self::Loader(load) => loader::load_from(py, load.bind(py), &settings.app),
+        match &self.load {
+            None => loader::load(py, &settings.app),
+            Some(load) => loader::load_from(py, load.bind(py), &settings.app),
         }
     }
 }
@@ -118,9 +119,24 @@ impl<'py> PythonHost<'py> {
         }
         prepare(self.py, new, launch)?;
         if self.hooks.is_none() {
-            self.hooks = Hooks::of(self.py, new).map_err(|error| unusable(&error))?;
+            self.hooks = Hooks::of(self.py, new, &self.source).map_err(|error| unusable(&error))?;
         }
         Ok(())
+    }
+
+    /// Loads the application, or takes the one that a hook has asked for already.
+    fn load(&self, settings: &Settings) -> Result<Py<PyAny>, StartError> {
+        let loaded = match &self.hooks {
+            // A program's own function knows itself what it has loaded.
+            Some(hooks) if self.source.load.is_none() || self.source.owner.is_none() => {
+                hooks.application(self.py).map_err(|error| unusable(&error))?
+            }
+            _ => None,
+        };
+        match loaded {
+            Some(application) => Ok(application),
+            None => self.source.load(self.py, settings),
+        }
     }
 
     fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
@@ -132,7 +148,7 @@ impl<'py> PythonHost<'py> {
         self.step("init_signals", (), Exit::WorkerBoot)?;
         let application = match &self.application {
             Some(application) => application.clone_ref(py),
-            None => self.source.load(py, settings)?,
+            None => self.load(settings)?,
         };
         if settings.reload {
             watch::start(py, context, begun).map_err(|error| unusable(&error))?;
@@ -198,7 +214,7 @@ impl Host for PythonHost<'_> {
             error!("cannot go back to the old settings: {}", error.in_log());
         }
         if let Some(hooks) = &self.hooks
-            && let Err(error) = hooks.configure(self.py, old)
+            && let Err(error) = hooks.resume(self.py, old)
         {
             error!("cannot give the old settings to hooks: {error}");
         }
@@ -206,8 +222,11 @@ impl Host for PythonHost<'_> {
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         // In the master this is a failed start, whatever failed (as in gunicorn).
-        self.application =
-            Some(self.source.load(self.py, settings).map_err(|error| error.exiting(Exit::Start))?);
+        let application = self.load(settings).map_err(|error| error.exiting(Exit::Start))?;
+        if let Some(hooks) = &self.hooks {
+            hooks.call(self.py, "preloaded", (&application,), Exit::Start)?;
+        }
+        self.application = Some(application);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
@@ -271,7 +290,7 @@ impl Host for PythonHost<'_> {
     fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
         let Some(hooks) = &self.hooks else { return Ok(()) };
         hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
-        hooks.call(self.py, "on_reload", (), UNCAUGHT)
+        hooks.call(self.py, "on_reload", (settings.workers,), UNCAUGHT)
     }
 
     fn pre_exec(&mut self) -> Result<(), StartError> {

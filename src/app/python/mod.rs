@@ -37,7 +37,7 @@ use crate::{master, observe, worker};
 /// it must be the main thread of one without other threads.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
-    run(py, argv, None, Source::Settings)
+    run(py, argv, None, Source { load: None, owner: None })
 }
 
 /// Runs one of the operator's commands and returns its exit code. `argv` begins with its name.
@@ -47,8 +47,10 @@ fn operate(py: Python<'_>, argv: Vec<OsString>) -> i32 {
 }
 
 /// Serves what the function `load` returns, or the application `name`, with the settings of a program and,
-/// unless it wants to be `alone`, those of the other sources, `argv` among them. Returns the exit code.
+/// unless it wants to be `alone`, those of the other sources, `argv` among them. Hooks find `owner` as `server.app`.
+/// Returns the exit code.
 #[pyfunction]
+#[pyo3(signature = (load, name, values, argv, alone, owner = None))]
 fn serve(
     py: Python<'_>,
     load: Option<Py<PyAny>>,
@@ -56,6 +58,7 @@ fn serve(
     values: &Bound<'_, PyDict>,
     argv: Vec<OsString>,
     alone: bool,
+    owner: Option<Py<PyAny>>,
 ) -> PyResult<i32> {
     let mut program = Program { app: name, alone, ..Program::default() };
     for (name, value) in values {
@@ -64,7 +67,7 @@ fn serve(
         let value = confpy::setting(kind, &value)?;
         program.values.push((name, value));
     }
-    Ok(run(py, argv, Some(program), load.map_or(Source::Settings, Source::Loader)))
+    Ok(run(py, argv, Some(program), Source { load, owner }))
 }
 
 fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: Source) -> i32 {
@@ -94,7 +97,7 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     if let Err(error) = master::begin(&settings, &start.launch, || host::fork(py)) {
         return report(&error);
     }
-    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings));
+    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings, &source));
     match hooks {
         Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
         Err(error) => report(

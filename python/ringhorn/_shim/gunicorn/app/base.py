@@ -57,7 +57,7 @@ class BaseApplication:
         """Serve until told to stop, then leave with gunicorn's exit codes."""
         argv = self._argv or []
         values = self.cfg.changed()
-        sys.exit(_native.serve(self.wsgi, self._name(), values, argv, self._argv is None))
+        sys.exit(_native.serve(self.wsgi, self._name(), values, argv, self._argv is None, self))
 
     def _name(self) -> str | None:
         return type(self).__name__
