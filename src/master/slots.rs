@@ -164,6 +164,9 @@ pub(super) struct Slots {
     /// Heartbeats from before this time are not held against a worker: the master was not looking.
     amnesty_ms: u64,
     last_turn_ms: u64,
+    /// A reload was asked for. It begins with the next turn, when all that the deaths of the workers before it mean has
+    /// been decided: what ends the reload before it comes first.
+    reload: bool,
     /// The last reload was asked for at this time: changes of files before it are in it.
     asked_ms: u64,
     actions: Vec<Action>,
@@ -230,6 +233,7 @@ impl Slots {
             ready_once: false,
             amnesty_ms: now_ms,
             last_turn_ms: now_ms,
+            reload: false,
             asked_ms: now_ms,
             actions: Vec::new(),
         };
@@ -407,7 +411,7 @@ impl Slots {
             && !self.resting
         {
             self.asked_ms = now_ms.max(seen.changed_ms);
-            self.actions.push(Action::Reload);
+            self.reload = true;
         }
         let worker = &mut self.workers[index];
         if !comes {
@@ -545,7 +549,7 @@ impl Slots {
             }
             Signal::HUP if running => {
                 self.asked_ms = now_ms;
-                self.actions.push(Action::Reload);
+                self.reload = true;
             }
             Signal::USR2 if running => {
                 if self.upgrading || self.next_master.is_some() {
@@ -595,13 +599,14 @@ impl Slots {
         self.rules = rules;
         self.resting = false;
         self.earlier = true;
-        // What still loads of the generation to return to may be all there is: it stays until then.
-        let skipped: Vec<Pid> = self
-            .workers
-            .iter()
-            .filter(|worker| worker.generation > fallback.0)
-            .map(|worker| worker.pid)
-            .collect();
+        // What still loads of the generation to return to may be all there is: it stays until then. Beside a worker
+        // that serves it is given up: it might hang, and would keep the slot's next worker out for good.
+        let served = |slot| {
+            self.workers.iter().any(|worker| worker.slot == slot && worker.stays() && worker.seen.ready)
+        };
+        let superfluous =
+            |worker: &&Worker| worker.generation > fallback.0 || (!worker.seen.ready && served(worker.slot));
+        let skipped: Vec<Pid> = self.workers.iter().filter(superfluous).map(|worker| worker.pid).collect();
         for pid in skipped {
             self.retire(pid, now_ms);
         }
@@ -658,6 +663,9 @@ impl Slots {
             self.amnesty_ms = now_ms;
         }
         self.last_turn_ms = now_ms;
+        if std::mem::take(&mut self.reload) && self.phase == Phase::Running {
+            self.actions.push(Action::Reload);
+        }
         match self.phase {
             Phase::Running if self.stop_ms.is_some_and(|at_ms| now_ms >= at_ms) => {
                 self.stop(Exit::Done, Signal::TERM, now_ms);

@@ -26,6 +26,8 @@ struct World {
     stopping: bool,
     finished: Option<Exit>,
     served: bool,
+    /// What a reload reads, if it is good.
+    read: Option<Rules>,
     /// What happened to generations, listeners and masters, in order.
     asked: Vec<Action>,
     /// Why workers ended.
@@ -45,6 +47,7 @@ impl World {
             stopping: false,
             finished: None,
             served: false,
+            read: None,
             asked: Vec::new(),
             departures: Vec::new(),
         };
@@ -92,8 +95,13 @@ impl World {
                         assert!(self.slots.pid(slot).is_none(), "somebody is left in a closed slot");
                         self.asked.push(action);
                     }
-                    Action::Reload
-                    | Action::DropGeneration
+                    Action::Reload => {
+                        self.asked.push(action);
+                        if let Some(rules) = self.read.take() {
+                            self.slots.reloaded(rules, self.now_ms);
+                        }
+                    }
+                    Action::DropGeneration
                     | Action::ForgetEarlier
                     | Action::Upgrade
                     | Action::NotReady
@@ -165,8 +173,10 @@ impl World {
 
     /// The settings were read, and are good.
     fn reload(&mut self, workers: usize) {
+        self.read = Some(Rules { workers, ..RULES });
         self.signal(Signal::HUP);
-        self.slots.reloaded(Rules { workers, ..RULES }, self.now_ms);
+        self.pass(0);
+        // What comes due with the new settings.
         self.pass(0);
     }
 
@@ -210,7 +220,7 @@ fn a_changed_file_is_one_reload_whoever_tells_of_it_and_a_later_change_is_anothe
     let tell = |world: &mut World, pid: Pid, changed_ms: u64| {
         let seen = Seen { ready: true, heartbeat_ms: world.now_ms, changed_ms, ..Seen::default() };
         world.slots.observed(pid, seen, world.now_ms);
-        world.act();
+        world.pass(0);
         world.asked.iter().filter(|action| **action == Action::Reload).count()
     };
     world.carry_on(10);
@@ -407,6 +417,7 @@ fn term_with_a_delay_serves_on_replaces_the_dead_and_then_stops() {
     for signal in [Signal::HUP, Signal::USR2, Signal::TTIN, Signal::TTOU] {
         let before = world.asked.len();
         world.signal(signal);
+        world.pass(0);
         assert_eq!(world.asked.len(), before, "{signal:?} changes a server that is about to stop");
     }
     world.carry_on(9_000);
@@ -673,6 +684,67 @@ fn a_second_reload_gives_up_the_first_which_is_still_loading() {
     assert!(world.asked.contains(&Action::DropGeneration), "back to the one that serves");
     world.live(60_000, &[0, 1]);
     assert_eq!(world.alive, old);
+}
+
+/// All of them read the settings that are in force, so the order is what decides which those are.
+#[test]
+fn a_reload_begins_when_the_one_before_it_has_ended() {
+    let asked = |world: &World| -> Vec<Action> {
+        let of_reloads = [Action::Reload, Action::DropGeneration, Action::ForgetEarlier];
+        world.asked.iter().filter(|action| of_reloads.contains(action)).cloned().collect()
+    };
+    // HUP in the same turn as the end of a boot that failed, and as that of the last old worker: signals come first.
+    let mut world = World::serving();
+    world.reload(2);
+    world.asked.clear();
+    world.slots.signal(Signal::HUP, world.now_ms);
+    world.end(0, Ending::Code(3));
+    world.pass(0);
+    assert_eq!(asked(&world), [Action::DropGeneration, Action::ForgetEarlier, Action::Reload]);
+
+    let mut world = World::serving();
+    let old = world.alive.clone();
+    world.reload(2);
+    world.ready(0);
+    world.pass(0);
+    world.ready(1);
+    world.end_pid(old[0], Ending::Code(0));
+    world.asked.clear();
+    world.slots.signal(Signal::HUP, world.now_ms);
+    world.end_pid(old[1], Ending::Code(0));
+    world.pass(0);
+    assert_eq!(asked(&world), [Action::ForgetEarlier, Action::Reload]);
+
+    // The same with a changed file, and a stop that comes before.
+    world.asked.clear();
+    let seen = Seen { ready: true, changed_ms: world.now_ms + 1, ..Seen::default() };
+    world.slots.observed(world.alive[0], seen, world.now_ms);
+    world.act();
+    assert_eq!(asked(&world), []);
+    world.slots.signal(Signal::TERM, world.now_ms);
+    world.pass(0);
+    assert_eq!(asked(&world), [], "nobody would serve with them");
+}
+
+/// It would keep the slot's next worker out for good, and with it the end of every later reload.
+#[test]
+fn a_later_reload_gives_up_a_worker_that_hangs_while_another_one_of_its_slot_serves() {
+    let mut world = World::serving();
+    let old = world.alive.clone();
+    world.reload(2);
+    world.ready(0);
+    world.end_pid(old[0], Ending::Code(0));
+    world.pass(0);
+    let hangs = world.slots.pid(1).unwrap();
+    assert_ne!(hangs, old[1]);
+    world.carry_on(10_000);
+    world.reload(2);
+    assert_eq!((world.signals_to(hangs), world.signals_to(old[1])), (vec![Signal::TERM], vec![]));
+    world.ready(0);
+    world.pass(0);
+    world.ready(1);
+    assert!(world.slots.is_complete());
+    assert_eq!(world.signals_to(old[1]), [Signal::TERM]);
 }
 
 #[test]
