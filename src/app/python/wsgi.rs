@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 use tracing::{debug, error, warn};
 
-use super::hooks::RequestHooks;
+use super::hooks::{Changes, RequestHooks};
 use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
@@ -563,6 +563,8 @@ struct WsgiRunner<'a, 'py> {
     http11: Bound<'py, PyString>,
     /// The environ of the request in hand, for `post_request`.
     environ: Option<Bound<'py, PyDict>>,
+    /// What `pre_request` changed about the request in hand.
+    changes: Option<Changes<'py>>,
 }
 
 /// The usual methods, ready-made.
@@ -600,6 +602,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             http10: intern_latin1(py, b"HTTP/1.0"),
             http11: intern_latin1(py, b"HTTP/1.1"),
             environ: None,
+            changes: None,
         })
     }
 
@@ -702,6 +705,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         let environ = self.environ(&exchange.request, input, length)?;
         REQUESTS.store(REQUESTS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if self.wsgi.hooks.is_some() {
+            if let Some(changes) = self.changes.take() {
+                changes.apply(&exchange.request, &environ)?;
+            }
             self.environ = Some(environ.clone());
         }
         let call = self.callables.call.get();
@@ -794,7 +800,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             Err(error) => return self.fail(exchange, input, &error),
         };
         match called {
-            Ok(()) => self.serve(exchange, input, length),
+            Ok(changes) => {
+                self.changes = changes;
+                self.serve(exchange, input, length);
+            }
             Err(error) => self.fail(exchange, input, &error),
         }
         hooks.after(self.py, &req, self.environ.take(), exchange);
