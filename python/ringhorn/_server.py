@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from ringhorn import _log, _native
 from ringhorn._config import Config, parse_address
@@ -353,12 +354,75 @@ class Request:
     def trailers(self) -> list[tuple[str, str]]:
         return []
 
+    def _variables(self) -> tuple[Any, ...]:
+        """Give what the environ is made from. `pre_request` may have changed any of it."""
+        return (
+            self.method,
+            self.uri,
+            self.path,
+            self.query,
+            self.version,
+            self.scheme,
+            self.body,
+            list(self.headers),
+        )
+
     def force_close(self) -> None:
         """Close the connection after this request. Has an effect in `pre_request`."""
         self.must_close = True
 
     def should_close(self) -> bool:
         return self.must_close or not self._keep_alive
+
+
+def change_environ(
+    environ: dict[str, Any], sent: tuple[Any, ...], wanted: tuple[Any, ...], unix: bool
+) -> None:
+    """Make the environ of a request what gunicorn would have made it from `wanted`; it is that of `sent`."""
+    method, uri, path, query, version, scheme, body, headers = wanted
+    environ["REQUEST_METHOD"] = method
+    environ["RAW_URI"] = uri
+    environ["QUERY_STRING"] = query
+    environ["SERVER_PROTOCOL"] = "HTTP/" + ".".join(map(str, version))
+    environ["wsgi.url_scheme"] = scheme
+    environ["wsgi.input"] = body
+    script = environ["SCRIPT_NAME"]
+    if headers != sent[-1]:
+        script = _change_headers(environ, sent[-1], headers, script)
+    if path != sent[2] or script != environ["SCRIPT_NAME"]:
+        if not path.startswith(script):
+            raise ValueError(f"the path {path!r} is not below SCRIPT_NAME {script!r}")
+        environ["PATH_INFO"] = unquote_to_bytes(path[len(script) :]).decode("latin-1")
+        environ["SCRIPT_NAME"] = script
+    host = dict(headers).get("HOST") if unix else None
+    if host:
+        name, colon, port = host.rpartition(":")
+        if not colon or "]" in port:
+            name, port = host, {"http": "80", "https": "443"}.get(scheme, "")
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = name, port
+
+
+def _change_headers(
+    environ: dict[str, Any], sent: list[tuple[str, str]], headers: list[tuple[str, str]], script: str
+) -> str:
+    """Put `headers` in the place of those that came, and give the mount point that follows from them."""
+    for name, _ in sent:
+        environ.pop(_variable(name), None)
+        if name == "SCRIPT_NAME":
+            script = os.environ.get("SCRIPT_NAME", "")
+    for name, value in headers:
+        key = _variable(name)
+        if name == "SCRIPT_NAME":
+            script = value
+        if key in environ and key.startswith("HTTP_"):
+            value = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + value
+        environ[key] = value
+    return script
+
+
+def _variable(name: str) -> str:
+    key = name.replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
 
 
 class Response:
