@@ -315,6 +315,11 @@ def access(logger: Any, resp: Any, req: Any, environ: dict[str, Any], micros: in
     logger.access(resp, req, environ, datetime.timedelta(microseconds=micros))
 
 
+def metric(logger: Any, text: str, name: str, value: int, kind: str) -> None:
+    """Tell a metric of the master as gunicorn tells it: a class that derives from its Statsd sends it."""
+    logger.debug(text, extra={"metric": name, "value": value, "mtype": kind})
+
+
 def failed(logger: Any, method: str, uri: str, error: BaseException, tb: Any) -> None:
     """Tell that a request failed, with the exception in the record and in gunicorn's words.
 

@@ -436,6 +436,55 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
         has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")
 
 
+@pytest.mark.parametrize("base", ["gunicorn.instrument.statsd", "ringhorn._shim.gunicorn.instrument.statsd"])
+def test_a_logger_class_that_derives_from_statsd_sends_the_metrics(serve, project, base):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(0.01)
+        project_dir = project(f"""
+            statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
+            statsd_prefix = "shop"
+            dogstatsd_tags = "env:test"
+            enable_backlog_metric = True
+            logger_class = "mylog.Mine"
+
+            def post_request(worker, req, environ, resp):
+                worker.log.info("measured", extra={{"metric": "mine", "value": 3, "mtype": "gauge"}})
+        """)
+        (project_dir / "mylog.py").write_text(f"""
+from {base} import Statsd
+
+class Mine(Statsd):
+    def access(self, resp, req, environ, request_time):
+        super().access(resp, req, environ, request_time)
+        self.increment("asked" + environ["PATH_INFO"].replace("/", "."), 1)
+""")
+        server = serve(None, cwd=project_dir, ready=None)
+        server.get("/x")
+        server.get("/fail")
+        seen = []
+
+        def has(pattern):
+            def look():
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        seen.extend(statsd.recv(4096).decode().split("\n"))
+                return any(re.fullmatch(pattern, metric) for metric in seen)
+
+            wait_until(look, pattern)
+
+        has(r"shop\.asked\.x:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.asked\.fail:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.mine:3\|g\|#env:test")
+        has(r"shop\.gunicorn\.workers:1\|g\|#env:test")
+        has(r"shop\.gunicorn\.backlog:\d+\|h\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.200:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.duration:[\d.]+\|ms\|#env:test")
+        has(r"shop\.gunicorn\.log\.exception:1\|c\|@1\.0\|#env:test")
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
+
+
 def syslog_messages(server, daemon, wanted):
     """What `daemon`, a datagram socket, receives until every pattern of `wanted` was seen."""
     seen = []

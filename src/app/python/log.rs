@@ -262,6 +262,22 @@ impl Sink for PythonLog {
         true
     }
 
+    fn metric(&self, text: &str, name: &str, value: u64, kind: &str) -> bool {
+        // The master has no other thread that could say it.
+        if !self.messages || !is_attached() {
+            return false;
+        }
+        Python::attach(|py| {
+            let told = py.import("ringhorn._logger").and_then(|module| {
+                module.call_method1("metric", (&self.logger, text, name, value, kind)).map(drop)
+            });
+            if let Err(error) = told {
+                error!("logger.debug failed\n{}", traceback(py, &error));
+            }
+        });
+        true
+    }
+
     fn reopen(&self) {
         if is_attached() {
             Python::attach(|py| self.call(py, "reopen_files", ()));
