@@ -823,16 +823,11 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             exchange.reply.fail(failure.status(), &failure.to_string());
             return;
         }
-        if request_failed(py, &exchange.request.target().escape_ascii().to_string(), error) {
-            exchange.reply.fail(500, "");
-            return;
+        let method = exchange.request.method().escape_ascii().to_string();
+        let target = exchange.request.target().escape_ascii().to_string();
+        if !request_failed(py, &method, &target, error) {
+            error!("Error handling request {method} {target}\n{}", traceback(py, error));
         }
-        let what = format!(
-            "Error handling request {} {}",
-            exchange.request.method().escape_ascii(),
-            exchange.request.target().escape_ascii()
-        );
-        error!("{what}\n{}", traceback(py, error));
         exchange.reply.fail(500, "");
     }
 }
