@@ -185,6 +185,13 @@ class Server:
             self._call("post_worker_init", worker)
             worker.booted = True
 
+    def begin_late(self, application: object) -> None:
+        """Make the worker, in its own process, where no hook wanted one before."""
+        self._worker = worker = Worker(self, self.worker_age)
+        worker.pid, worker.ppid = os.getpid(), os.getppid()
+        worker.wsgi = worker.app.callable = application
+        worker.booted = True
+
     def worker_exit(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:

@@ -123,9 +123,12 @@ impl Hooks {
             _ => Ok(None),
         };
         let (pre, post) = (hook("pre_request")?, hook("post_request")?);
+        // Messages alone may be Python's, too.
         let log = match super::log::logger(py) {
-            Some(logger) => Some((py.import("ringhorn._logger")?.getattr("access")?.unbind(), logger)),
-            None => None,
+            Some(logger) if settings.python_log => {
+                Some((py.import("ringhorn._logger")?.getattr("access")?.unbind(), logger))
+            }
+            _ => None,
         };
         if pre.is_none() && post.is_none() && log.is_none() {
             return Ok(None);

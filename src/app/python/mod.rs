@@ -15,6 +15,7 @@ mod wsgi;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
@@ -99,7 +100,10 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     }
     let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings, &source));
     match hooks {
-        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
+        Ok(hooks) => {
+            let mut host = PythonHost::new(py, start, source, hooks, settings.clone());
+            master::run(settings, &mut host)
+        }
         Err(error) => report(
             &StartError::new(Exit::Start, format!("cannot prepare Python: {error}"))
                 .detail(wsgi::traceback(py, &error)),
@@ -113,7 +117,15 @@ fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     if settings.python_log {
         return log::divert(py, settings);
     }
-    py.import("ringhorn._log")?.call_method1("install", (settings.loglevel.name(),)).map(drop)
+    let access = match &settings.accesslog {
+        observe::LogTarget::Off => None,
+        observe::LogTarget::Standard => Some(Path::new("-")),
+        observe::LogTarget::File(path) => Some(path.as_path()),
+    };
+    let module = py.import("ringhorn._log")?;
+    module.call_method1("install", (settings.loglevel.name(), access.map(Path::as_os_str)))?;
+    // A config file may have changed one of them already.
+    log::divert_messages(py, settings)
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.

@@ -298,6 +298,11 @@ fn begin(
         .map_err(|_| PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status))))?;
     let line = latin1_bytes(status).ok_or_else(|| invalid("the status is not latin-1 text"))?;
     reply.start(line).map_err(|error| refused(&error))?;
+    // An application that swallows the error must not have its answer sent without what it asked for.
+    fields(reply, headers).inspect_err(|_| reply.unstart())
+}
+
+fn fields(reply: &mut Reply, headers: &Bound<'_, PyAny>) -> PyResult<()> {
     if let Ok(list) = headers.cast_exact::<PyList>() {
         for pair in list.iter() {
             header(reply, &pair)?;
@@ -640,9 +645,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         if mount.is_empty() && path == request.target() && !path.contains(&b'%') {
             environ.set_item(intern!(py, "PATH_INFO"), &target)?;
         } else {
-            let decoded = percent_decode(path);
-            let below = decoded.strip_prefix(mount).unwrap_or(&decoded);
-            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, below))?;
+            // The mount point is as the client sent it, and is not decoded (as in gunicorn).
+            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, &percent_decode(&path[mount.len()..])))?;
             if !mount.is_empty() {
                 environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, mount))?;
             }
@@ -819,16 +823,11 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             exchange.reply.fail(failure.status(), &failure.to_string());
             return;
         }
-        if request_failed(py, &exchange.request.target().escape_ascii().to_string(), error) {
-            exchange.reply.fail(500, "");
-            return;
+        let method = exchange.request.method().escape_ascii().to_string();
+        let target = exchange.request.target().escape_ascii().to_string();
+        if !request_failed(py, &method, &target, error) {
+            error!("Error handling request {method} {target}\n{}", traceback(py, error));
         }
-        let what = format!(
-            "Error handling request {} {}",
-            exchange.request.method().escape_ascii(),
-            exchange.request.target().escape_ascii()
-        );
-        error!("{what}\n{}", traceback(py, error));
         exchange.reply.fail(500, "");
     }
 }
