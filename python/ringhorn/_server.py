@@ -26,7 +26,7 @@ class Server:
     def __init__(
         self, settings: dict[str, Any], load: Callable[[], Any] | None = None, owner: Any = None
     ) -> None:
-        self.cfg = Config(settings)
+        self.cfg = _entered(settings)
         self.log = _log.of(self.cfg)
         self.pid = os.getpid()
         self.app: Any = owner
@@ -57,6 +57,11 @@ class Server:
     @property
     def proc_name(self) -> str:
         return self.cfg.proc_name
+
+    @property
+    def pidfile(self) -> Pidfile | None:
+        path = self.cfg.pidfile
+        return Pidfile(path, self.pid) if path else None
 
     @property
     def num_workers(self) -> int | None:
@@ -98,7 +103,7 @@ class Server:
     # --- steps of the master's life, called by the extension module
 
     def _configure(self, settings: dict[str, Any]) -> None:
-        self.cfg = Config(settings)
+        self.cfg = _entered(settings)
         self.log = _log.of(self.cfg)
         if isinstance(self.app, Application):
             self.app.configure(self.cfg)
@@ -218,6 +223,22 @@ class Server:
             self.log.exception("Exception in %s hook", name)
 
 
+def _entered(settings: dict[str, Any]) -> Config:
+    """Give the settings as they are once the directory of `chdir` has been entered."""
+    if settings["chdir"] is not None:
+        # Counted from there a relative name would be another directory.
+        settings["chdir"] = os.getcwd()
+    return Config(settings)
+
+
+class Pidfile:
+    """`server.pidfile`. The file is the server's own business."""
+
+    def __init__(self, fname: str, pid: int) -> None:
+        self.fname = fname
+        self.pid = pid
+
+
 class Application:
     """`server.app` and `worker.app`: what is served."""
 
@@ -256,6 +277,10 @@ class Listener:
 
 class Worker:
     """gunicorn's worker as hooks know it. The master has one for each worker, a worker has its own."""
+
+    SIGNALS = [
+        getattr(signal, "SIG" + name) for name in "ABRT HUP QUIT INT TERM USR1 USR2 WINCH CHLD".split()
+    ]
 
     def __init__(self, server: Server, age: int) -> None:
         self.age = age

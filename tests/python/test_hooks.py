@@ -677,6 +677,48 @@ def test_cfg_has_every_setting(serve, site):
     ]
 
 
+CFG = """
+import logging
+wsgi_app = "hooked:app"
+bind = "127.0.0.1:0"
+workers = 1
+chdir = "inner"
+pythonpath = "lib,other"
+pidfile = "pid"
+from recorder import note
+
+def when_ready(server):
+    cfg = server.cfg
+    note("paths", cfg.chdir, cfg.pythonpath, cfg.config, cfg.sendfile, sorted(cfg.ssl_options))
+    note("pidfile", server.pidfile.fname, server.pidfile.pid == server.pid)
+
+def post_fork(server, worker):
+    note("of worker", worker.SIGNALS, worker.cfg.logger_class.__name__, worker.cfg.chdir)
+"""
+
+
+@pytest.mark.parametrize("unset", [False, True])
+def test_cfg_and_its_owners_are_gunicorns(start, site, tmp_path_factory, unset):
+    (site.path / "inner").mkdir()
+    text = CFG
+    if unset:
+        text = text.replace("chdir = ", "unused = ").replace("pythonpath = ", "also_unused = ")
+    site.config(text)
+    with serving(start) as keep:
+        keep(None, **site.options())
+        site.wait("of worker")
+    ours = site.named("paths", "pidfile", "of")
+    (site.path / "record").unlink()
+    log = tmp_path_factory.mktemp("oracle") / "log"
+    oracle = Server(GUNICORN, [], log=log, **site.options())
+    try:
+        site.wait("of worker")
+    finally:
+        oracle.kill()
+    assert ours == site.named("paths", "pidfile", "of")
+    assert len(ours) == 3
+
+
 def test_threads_that_when_ready_starts_do_not_hold_up_the_server(serve, site):
     site.config(
         """

@@ -244,6 +244,17 @@ fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
     config::positional(&argv).map_err(|error| PySystemExit::new_err(report(&error)))
 }
 
+/// The settings that arguments have options for, by name.
+#[pyfunction]
+fn options(py: Python<'_>, argv: Vec<OsString>) -> PyResult<Bound<'_, PyDict>> {
+    let given = config::options(&argv).map_err(|error| PySystemExit::new_err(report(&error)))?;
+    let options = PyDict::new(py);
+    for (name, value) in &given {
+        options.set_item(*name, confpy::to_python(py, value)?)?;
+    }
+    Ok(options)
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -254,6 +265,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(operate, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
+    module.add_function(wrap_pyfunction!(options, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;
