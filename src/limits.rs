@@ -14,6 +14,10 @@ const _: () = assert!(RECV_BUFFERS.is_power_of_two());
 /// `send`. Larger pieces are sent from their own memory.
 pub const COALESCE_BYTES_MAX: usize = 16 * 1024;
 
+/// Bytes of an answer that any client's window holds, head included: what is heard behind it no longer can destroy no
+/// part of it.
+pub const LAST_ANSWER_BYTES_MAX: usize = 4 * 1024;
+
 /// Bytes of an unsent rest that are copied for the I/O thread; of a larger piece a reference is kept, which costs a few
 /// hundred nanoseconds: as much as copying this.
 pub const REST_COPY_BYTES_MAX: usize = 4 * 1024;

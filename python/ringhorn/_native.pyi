@@ -26,14 +26,19 @@ def serve(
     values: dict[str, Any],
     argv: list[str],
     alone: bool,
+    owner: Any = None,
 ) -> int:
     """Serve what `load` returns, or the application `name`, with the settings `values`.
 
-    Unless `alone`, the config file, the variables with arguments and `argv` are read too, and win.
+    Unless `alone`, the config file, the variables with arguments and `argv` are read too, and win. Hooks find
+    `owner` as `server.app`.
     """
 
 def positional(argv: list[str]) -> list[str]:
     """Give the arguments of a command line that are no options. Leaves with code 2 when it is wrong."""
+
+def options(argv: list[str]) -> dict[str, Any]:
+    """Give the settings that a command line has options for. Leaves with code 1 or 2 when it is wrong."""
 
 def default_settings() -> dict[str, Any]:
     """Give the default of every setting, by name."""

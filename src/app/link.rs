@@ -770,7 +770,9 @@ impl Link {
             // An application kept its input: its request is over, and the next one's body is not for it.
             return Err(BodyError::Truncated);
         }
-        if self.withdraw_continue() && self.say_through(&mut gate, http::CONTINUE) {
+        if self.withdraw_continue() {
+            self.say_through(&mut gate, http::CONTINUE);
+            // Also when all of it has left: from here on the client's time runs.
             self.port.report(self.token, true);
         }
         if gate.body.is_empty() {
@@ -791,7 +793,7 @@ impl Link {
 
     /// From here on no `100 Continue` is sent: an answer begins, in which it would be taken for a part of the
     /// body (RFC 9110 section 10.1.1). Returns whether one was owed.
-    pub(super) fn withdraw_continue(&self) -> bool {
+    pub(crate) fn withdraw_continue(&self) -> bool {
         self.continue_owed.load(Ordering::Relaxed) && self.continue_owed.swap(false, Ordering::Relaxed)
     }
 

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use super::Link;
 use super::link::{Held, Outcome, Rest};
 use crate::http::{Encoder, End, Head, ResponseError, Version, error_page, imf_fixdate};
-use crate::limits::{COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, HOLD_US, REST_COPY_BYTES_MAX};
+use crate::limits::{
+    COALESCE_BYTES_MAX, EXCHANGE_KEEP_BYTES, HOLD_US, LAST_ANSWER_BYTES_MAX, REST_COPY_BYTES_MAX,
+};
 use crate::sys::clock;
 
 /// The client is gone: nothing more can be sent.
@@ -68,6 +70,8 @@ pub struct Reply {
     /// Rests were queued: later bytes must queue behind them.
     behind: bool,
     gone: bool,
+    /// The application was told so, though its answer was complete before: nothing of that is missing.
+    unheard: bool,
     end: Option<End>,
     finished: bool,
     /// Status and body bytes of the error page that took the application's place.
@@ -101,6 +105,7 @@ impl Reply {
         self.started = false;
         self.behind = false;
         self.gone = false;
+        self.unheard = false;
         self.end = None;
         self.finished = false;
         self.failed = None;
@@ -127,11 +132,13 @@ impl Reply {
         self.holds = true;
     }
 
-    /// The client has announced that this request is its last, and has sent all of it. For a request just begun.
+    /// The client has announced that this request, the first of its connection, is its last, and has sent all of it. For
+    /// a request just begun.
     ///
-    /// Then no byte is awaited after the last one of the answer (RFC 9112 section 9.6), and both directions end with
-    /// it. Otherwise the client's end of the stream would wake the I/O thread once more, which is a tenth of what a
-    /// connection with one request costs.
+    /// Then no byte is awaited after the last one of a small answer, and both directions end with it. Otherwise the
+    /// client's end of the stream would wake the I/O thread once more, which is a tenth of what a connection with one
+    /// request costs. A byte that comes all the same is met by a reset, which destroys what the client has not received
+    /// (RFC 9112 section 9.6): only what its window holds is safe then.
     pub(crate) fn client_ends(&mut self) {
         self.client_ends = true;
     }
@@ -191,6 +198,11 @@ impl Reply {
     /// Lets the connection end after this answer.
     pub fn force_close(&mut self) {
         self.encoder.force_close();
+    }
+
+    /// Takes a [`Reply::start`] back whose headers cannot be sent: without another, the answer is 500.
+    pub(crate) fn unstart(&mut self) {
+        self.started = false;
     }
 
     /// Whether [`Reply::start`] was called.
@@ -278,7 +290,11 @@ impl Reply {
             if self.link().is_draining() {
                 self.encoder.force_close();
             }
-            self.link().withdraw_continue();
+            if self.link().withdraw_continue() {
+                // The client may send the body all the same, or leave it out and send its next request: nobody could tell
+                // one from the other (RFC 9110 section 10.1.1).
+                self.encoder.force_close();
+            }
             let (name, value) = &self.echo;
             if !name.is_empty() && self.encoder.field(&name.to_ascii_lowercase()).is_none() {
                 // It was a field of the request, so it can be one of the answer.
@@ -361,7 +377,7 @@ impl Reply {
         // Of a lost connection nothing waits either, and its cut must not look like an end. It is asked last: what is lost
         // stays so.
         if due && self.is_last() && !link.has_rest() && !link.is_gone() {
-            self.end_connection(link);
+            self.end_connection(link, false);
         }
         Ok(if link.is_full(self.encoder.is_complete()) { Sent::Full } else { Sent::Room })
     }
@@ -375,11 +391,11 @@ impl Reply {
     }
 
     /// Ends the connection behind its last byte, which the socket has taken. Not later: the application may not be done
-    /// for long, and until then the answer would count as cut.
-    fn end_connection(&self, link: &Link) {
+    /// for long, and until then the answer would count as cut. `small`: the client has all of it, or room for it.
+    fn end_connection(&self, link: &Link, small: bool) {
         // It fails when the client is gone, which the receive side reports. Bytes that are here against what
         // the client announced are taken in first, or they would reset the connection.
-        let _ = if self.client_ends && !link.has_more_waiting() {
+        let _ = if small && self.client_ends && !link.has_more_waiting() {
             link.socket().shutdown_both()
         } else {
             link.socket().shutdown_write()
@@ -433,12 +449,15 @@ impl Reply {
         self.send_head(Some(count));
         let length = usize::try_from(count).unwrap_or(usize::MAX);
         let framed = self.encoder.piece(length, &mut self.out);
-        let head = Rest::Copied(std::mem::take(&mut self.out), 0);
+        if self.out.is_empty() && framed.send == 0 && framed.after.is_empty() {
+            // All that was announced has left, and the end of the connection perhaps with it: not even nothing can be sent.
+            return Ok(Sent::Room);
+        }
+        let head = (!self.out.is_empty()).then(|| Rest::Copied(std::mem::take(&mut self.out), 0));
         let body = Rest::File(file, offset, framed.send as u64);
         let after = Rest::Copied(framed.after.to_vec(), 0);
         self.behind = true;
-        let rests =
-            [Some(head), (framed.send > 0).then_some(body), (!framed.after.is_empty()).then_some(after)];
+        let rests = [head, (framed.send > 0).then_some(body), (!framed.after.is_empty()).then_some(after)];
         if self.link().queue(rests.into_iter().flatten()) {
             Ok(Sent::Room)
         } else {
@@ -479,6 +498,10 @@ impl Reply {
     pub fn fail_for(&mut self, status: u16, message: &str, retry_after: Option<u64>) {
         if self.finished {
             return;
+        }
+        if self.unheard {
+            // Requests behind this one may be owed their answers.
+            return self.finish();
         }
         if self.encoder.head_sent() {
             // What was kept back is still the application's answer up to the failure.
@@ -558,8 +581,10 @@ impl Reply {
         }
         let total = self.out.len() + body.len() + after.len();
         if total == 0 {
-            // What an application gives beyond its Content-Length is not sent; the socket may have been told the end.
-            return Ok(None);
+            // What an application gives beyond its Content-Length is not sent; the socket may have been told the end. Nor
+            // would sending tell of a client that has left, for which it may go on without end.
+            self.unheard = self.encoder.is_body_done() && (link.socket().has_got_all() || link.is_gone());
+            return if self.unheard { Err(Gone) } else { Ok(None) };
         }
         let mut sent = 0;
         // A whole answer that is one piece can wait for others. Of a longer one, the application may still be at work; and
@@ -594,7 +619,9 @@ impl Reply {
             self.sent_bytes += sent as u64;
             if sent == total {
                 if last {
-                    self.end_connection(link);
+                    // Of a longer answer, earlier parts may still be on their way.
+                    let small = self.sent_bytes == total as u64 && total <= LAST_ANSWER_BYTES_MAX;
+                    self.end_connection(link, small);
                 }
                 self.out.clear();
                 return Ok(None);
@@ -746,6 +773,34 @@ mod tests {
         assert!(got.ends_with(b"\r\n\r\nall of it"), "{}", got.escape_ascii());
         reply.finish();
         assert!(reply.is_finished());
+    }
+
+    /// The empty rest behind it met the end that was sent, and the connection was reset, with answers on their way.
+    #[test]
+    fn a_file_behind_an_answer_that_has_left_whole_is_not_sent() {
+        for is_head in [false, true] {
+            let (driver, _) = ring::open(ring::Io::Epoll).unwrap();
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let port = Arc::new(Port::new(driver.waker()));
+            let listens = Arc::new(Listener::unix("/a".into()));
+            let token = Token { slot: 0, generation: 0 };
+            let link = Arc::new(Link::new(OwnedFd::from(server).into(), token, port, listens, Peer::Unix));
+            let mut reply = Reply::default();
+            link.hand_over();
+            reply.begin(Arc::clone(&link), Version::Http11, is_head, false);
+            reply.start(b"200 OK").unwrap();
+            reply.header(b"Content-Length", b"5").unwrap();
+            reply.send(b"whole", None, false, || unreachable_hold()).unwrap();
+            let file = std::fs::File::open("/dev/null").unwrap();
+            assert_eq!(reply.send_file(file.into(), 0, 100), Ok(Sent::Room));
+            assert_eq!((link.has_rest(), link.flush()), (false, Flushed::All));
+            reply.finish();
+            assert_eq!(link.standing(), Standing::Finished(Outcome::Close));
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).unwrap();
+            let end: &[u8] = if is_head { b"\r\n\r\n" } else { b"\r\n\r\nwhole" };
+            assert!(got.ends_with(end), "{}", got.escape_ascii());
+        }
     }
 
     /// Each answer by itself woke the client's CPU, where many were to follow at once.

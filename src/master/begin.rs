@@ -33,8 +33,9 @@ pub fn begin(
         daemonize(settings, fork).map_err(|error| failed("cannot go to the background", &error, "daemon"))?;
     }
     observe::create_files(&[&settings.errorlog], settings.user, settings.group);
-    observe::install(&settings.errorlog, settings.loglevel, settings.capture_output)
-        .map_err(|error| failed("cannot open the error log", &error, "errorlog"))?;
+    observe::install(&settings.errorlog, settings.loglevel, settings.capture_output).map_err(|error| {
+        failed(&format!("cannot open the error log {}", settings.errorlog), &error, "errorlog")
+    })?;
     if let Some(to) = &settings.statsd {
         match Statsd::open(&to.host, &to.prefix, &to.tags) {
             Ok(statsd) => statsd::install(statsd),

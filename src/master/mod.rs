@@ -260,16 +260,19 @@ impl WorkerContext {
     }
 }
 
-/// The CPUs to pin the workers to, by slot: one for each worker, from those that this process may
-/// use. `None` when there are fewer CPUs than workers (the kernel shares them out better than a
-/// pin) or `pin` is off.
+/// The CPUs to pin the workers to, by slot: all that this process may use, one for each worker. `None` when there are
+/// more or fewer of them than workers, or `pin` is off.
+///
+/// With more CPUs than workers a pin would take from the application what its threads, libraries and child processes do
+/// beside the interpreter. And who sets fewer workers often shares the machine: containers with a quota of CPU time see
+/// all CPUs, and would all take the first ones.
 #[must_use]
 pub fn cpus(settings: &Settings) -> Option<Vec<usize>> {
     if !settings.pin {
         return None;
     }
     let cpus = core_affinity::get_core_ids()?;
-    (cpus.len() >= settings.workers).then(|| cpus[..settings.workers].iter().map(|cpu| cpu.id).collect())
+    (cpus.len() == settings.workers).then(|| cpus.iter().map(|cpu| cpu.id).collect())
 }
 
 /// Runs the server until it is stopped. Returns the exit code of the process; in the workers it
@@ -337,6 +340,7 @@ impl<'h> Master<'h> {
     fn start(mut settings: Settings, host: &'h mut dyn Host) -> Result<Self, StartError> {
         check_workers(&settings)?;
         host.nworkers_changed(settings.workers, None)?;
+        open_access_log(&settings)?;
         if settings.preload_app {
             host.preload(&settings)?;
             warn_about_threads();
@@ -391,7 +395,6 @@ impl<'h> Master<'h> {
                 warn!("cannot hear of the old master's end: {}", describe(&error));
             }
         }
-        create_logs(&settings);
         let now_ms = monotonic_ms();
         let mut slots = Slots::new(rules(&settings), earlier_master.is_some(), now_ms);
         slots.keep_slots(listeners.slots(), now_ms);
@@ -484,7 +487,7 @@ impl<'h> Master<'h> {
                 let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
                 info!("Workers: {workers}, each on its own CPU: {}", cpus.join(", "));
             }
-            None if self.settings.pin => info!("Workers: {workers}, not pinned: more than CPUs"),
+            None if self.settings.pin => info!("Workers: {workers}, not pinned: not one for each CPU"),
             None => info!("Workers: {workers}, not pinned: {}", self.settings.source("pin")),
         }
         match threads {
@@ -505,16 +508,13 @@ impl<'h> Master<'h> {
             self.take_events();
             self.take_commands();
             self.slots.turn(monotonic_ms());
+            // Before the forks that follow from it: their hooks see the new number, as in gunicorn.
+            self.follow_target();
             if let Some(exit) = self.act() {
                 return self.leave(exit);
             }
-            if self.slots.target() != self.workers {
-                let old = std::mem::replace(&mut self.workers, self.slots.target());
-                tell_workers(self.workers);
-                if let Err(error) = self.host.nworkers_changed(self.workers, Some(old)) {
-                    self.abandon(&error);
-                    continue;
-                }
+            if self.follow_target() {
+                continue;
             }
             if self.slots.is_complete() {
                 self.service.ready(self.slots.target());
@@ -525,6 +525,20 @@ impl<'h> Master<'h> {
             self.service.pet(monotonic_ms());
             self.wait();
         }
+    }
+
+    /// Tells of a changed number of workers. Returns whether its hook failed.
+    fn follow_target(&mut self) -> bool {
+        if self.slots.target() == self.workers {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.workers, self.slots.target());
+        tell_workers(self.workers);
+        let told = self.host.nworkers_changed(self.workers, Some(old));
+        if let Err(error) = &told {
+            self.abandon(error);
+        }
+        told.is_err()
     }
 
     fn take_events(&mut self) {
@@ -710,9 +724,13 @@ impl<'h> Master<'h> {
         if self.backlog_ms <= now_ms {
             self.backlog_ms = now_ms + BACKLOG_MS;
             if let Some(count) = self.listeners.waiting_connections() {
-                debug!("socket backlog: {count}");
-                if let Some(statsd) = observe::statsd::metrics() {
+                let text = format!("socket backlog: {count}");
+                let statsd = observe::statsd::metrics();
+                if let Some(statsd) = statsd {
                     statsd.backlog(count);
+                }
+                if statsd.is_some() || !observe::metric(&text, "gunicorn.backlog", count, "histogram") {
+                    debug!("{text}");
                 }
             }
         }
@@ -786,7 +804,7 @@ impl<'h> Master<'h> {
         for notice in &settings.notices {
             notice.log();
         }
-        create_logs(&settings);
+        open_access_log(&settings)?;
         let listeners = if settings.bind == self.settings.bind {
             self.listeners.same()
         } else {
@@ -856,7 +874,10 @@ impl<'h> Master<'h> {
         self.counts.reloads_failed += 1;
         if let Some((settings, listeners)) = self.earlier.take() {
             let dropped = std::mem::replace(&mut self.listeners, listeners);
-            dropped.close_but(&[&self.listeners]);
+            // Another master that has been given the dropped ones serves them: they are closed here alone.
+            if !self.slots.is_sharing() {
+                dropped.close_but(&[&self.listeners]);
+            }
             if let Err(error) = self.move_pidfile(&settings) {
                 warn!("the pidfile stays where the dropped reload wanted it: {}", error.what());
             }
@@ -870,7 +891,7 @@ impl<'h> Master<'h> {
     fn upgrade(&mut self) {
         let blocked = match signal::block(master_signals()) {
             Ok(blocked) => blocked,
-            Err(error) => return error!("cannot start another master: {}", describe(&error)),
+            Err(error) => return self.upgrade_failed(&error),
         };
         self.host.before_fork();
         match process::fork() {
@@ -889,9 +910,14 @@ impl<'h> Master<'h> {
             Err(error) => {
                 self.host.after_fork_parent();
                 drop(blocked);
-                error!("cannot start another master: {}", describe(&error));
+                self.upgrade_failed(&error);
             }
         }
+    }
+
+    fn upgrade_failed(&mut self, error: &io::Error) {
+        error!("cannot start another master: {}", describe(error));
+        self.slots.upgrade_failed();
     }
 
     /// In the child of an upgrade. Returns the exit code, if it does not become the next master.
@@ -1029,7 +1055,9 @@ impl<'h> Master<'h> {
             Err(error) => {
                 error!("Worker (pid:{}) cannot start: {}", process::id(), error.in_log());
                 self.host.worker_exit();
-                return error.exit().code();
+                // The next one would fail for the same reason, so it is one to end the start for.
+                let exit = if error.exit() == Exit::Start { Exit::WorkerBoot } else { error.exit() };
+                return exit.code();
             }
         };
         let shared = context.shared.clone();
@@ -1158,6 +1186,19 @@ fn create_logs(settings: &Settings) {
     observe::create_files(&[&settings.accesslog, &settings.errorlog], settings.user, settings.group);
 }
 
+/// A worker that cannot open it serves nobody, and only its log would say why.
+fn open_access_log(settings: &Settings) -> Result<(), StartError> {
+    create_logs(settings);
+    if settings.python_log {
+        // Python's logger does, and has said so.
+        return Ok(());
+    }
+    observe::check(&settings.accesslog).map_err(|error| {
+        system(&format!("open the access log {}", settings.accesslog), &error)
+            .from(settings.source("accesslog"))
+    })
+}
+
 /// The pidfile, under another name while an old master has the usual one (gunicorn's ".2").
 fn pidfile(path: &Path, pid: Pid, junior: bool, settings: &Settings) -> Result<Pidfile, StartError> {
     let mut name = path.as_os_str().to_owned();
@@ -1218,6 +1259,9 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
 fn tell_workers(count: usize) {
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.workers(count);
+    } else {
+        let text = format!("{count} workers");
+        observe::metric(&text, "gunicorn.workers", u64::try_from(count).unwrap_or(u64::MAX), "gauge");
     }
 }
 
@@ -1311,19 +1355,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_are_pinned_when_there_is_a_cpu_for_each() {
+    fn workers_are_pinned_when_there_is_one_for_each_cpu() {
         let mut settings = Settings::default();
         settings.pin = true;
         let all = core_affinity::get_core_ids().unwrap().len();
-        for workers in 1..=all {
+        settings.workers = all;
+        let pinned = cpus(&settings).unwrap();
+        let different: std::collections::BTreeSet<usize> = pinned.iter().copied().collect();
+        assert_eq!((pinned.len(), different.len()), (all, all));
+        for workers in (1..all).chain([all + 1]) {
             settings.workers = workers;
-            let cpus = cpus(&settings).unwrap();
-            let different: std::collections::BTreeSet<usize> = cpus.iter().copied().collect();
-            assert_eq!((cpus.len(), different.len()), (workers, workers));
+            assert_eq!(cpus(&settings), None, "{workers} of {all}");
         }
-        settings.workers = all + 1;
-        assert_eq!(cpus(&settings), None);
-        settings.workers = 1;
+        settings.workers = all;
         settings.pin = false;
         assert_eq!(cpus(&settings), None);
     }

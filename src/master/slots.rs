@@ -61,7 +61,7 @@ pub(super) enum Action {
     DropGeneration,
     /// Nobody of an earlier generation is left: what only they needed can go.
     ForgetEarlier,
-    /// Start another master beside this one and answer with [`Slots::upgrading`], or nothing.
+    /// Start another master beside this one and answer with [`Slots::upgrading`] or [`Slots::upgrade_failed`].
     Upgrade,
     /// Lead new connections to the listeners of the first `slots` slots only.
     Steer { slots: usize },
@@ -152,6 +152,9 @@ pub(super) struct Slots {
     resting: bool,
     /// TERM came, and the stop begins at this time (`drain_delay`).
     stop_ms: Option<u64>,
+    /// Another master was asked for. The listeners count as shared from here on: what is decided in the same turn is
+    /// done when that master has them.
+    upgrading: bool,
     /// The master that USR2 started.
     next_master: Option<Pid>,
     /// This master was started by USR2, and the old one is still there.
@@ -161,6 +164,9 @@ pub(super) struct Slots {
     /// Heartbeats from before this time are not held against a worker: the master was not looking.
     amnesty_ms: u64,
     last_turn_ms: u64,
+    /// A reload was asked for. It begins with the next turn, when all that the deaths of the workers before it mean has
+    /// been decided: what ends the reload before it comes first.
+    reload: bool,
     /// The last reload was asked for at this time: changes of files before it are in it.
     asked_ms: u64,
     actions: Vec<Action>,
@@ -221,11 +227,13 @@ impl Slots {
             earlier: false,
             resting: false,
             stop_ms: None,
+            upgrading: false,
             next_master: None,
             junior,
             ready_once: false,
             amnesty_ms: now_ms,
             last_turn_ms: now_ms,
+            reload: false,
             asked_ms: now_ms,
             actions: Vec::new(),
         };
@@ -349,7 +357,7 @@ impl Slots {
 
     /// Whether another master shares the listeners: before it or after it in an upgrade.
     pub(super) fn is_sharing(&self) -> bool {
-        self.junior || self.next_master.is_some()
+        self.junior || self.upgrading || self.next_master.is_some()
     }
 
     /// Whether the generation has not shown yet that it can boot, so that it may be dropped.
@@ -403,7 +411,7 @@ impl Slots {
             && !self.resting
         {
             self.asked_ms = now_ms.max(seen.changed_ms);
-            self.actions.push(Action::Reload);
+            self.reload = true;
         }
         let worker = &mut self.workers[index];
         if !comes {
@@ -434,6 +442,7 @@ impl Slots {
         if self.next_master == Some(pid) {
             self.next_master = None;
             self.actions.push(Action::Log(Note::UpgradeEnded { pid, ending }));
+            self.close_slots();
             return None;
         }
         let index = self.workers.iter().position(|worker| worker.pid == pid)?;
@@ -540,15 +549,17 @@ impl Slots {
             }
             Signal::HUP if running => {
                 self.asked_ms = now_ms;
-                self.actions.push(Action::Reload);
+                self.reload = true;
             }
             Signal::USR2 if running => {
-                let why = match (self.next_master, self.junior) {
-                    (Some(_), _) => "the master started by the last one is still there",
-                    (None, true) => "the old master is still there",
-                    (None, false) => return self.actions.push(Action::Upgrade),
-                };
-                self.ignore(signal, why);
+                if self.upgrading || self.next_master.is_some() {
+                    self.ignore(signal, "the master started by the last one is still there");
+                } else if self.junior {
+                    self.ignore(signal, "the old master is still there");
+                } else {
+                    self.upgrading = true;
+                    self.actions.push(Action::Upgrade);
+                }
             }
             Signal::TTIN | Signal::TTOU if running => {
                 if self.is_sharing() {
@@ -588,13 +599,14 @@ impl Slots {
         self.rules = rules;
         self.resting = false;
         self.earlier = true;
-        // What still loads of the generation to return to may be all there is: it stays until then.
-        let skipped: Vec<Pid> = self
-            .workers
-            .iter()
-            .filter(|worker| worker.generation > fallback.0)
-            .map(|worker| worker.pid)
-            .collect();
+        // What still loads of the generation to return to may be all there is: it stays until then. Beside a worker
+        // that serves it is given up: it might hang, and would keep the slot's next worker out for good.
+        let served = |slot| {
+            self.workers.iter().any(|worker| worker.slot == slot && worker.stays() && worker.seen.ready)
+        };
+        let superfluous =
+            |worker: &&Worker| worker.generation > fallback.0 || (!worker.seen.ready && served(worker.slot));
+        let skipped: Vec<Pid> = self.workers.iter().filter(superfluous).map(|worker| worker.pid).collect();
         for pid in skipped {
             self.retire(pid, now_ms);
         }
@@ -612,14 +624,26 @@ impl Slots {
 
     /// USR2 has started this master.
     pub(super) fn upgrading(&mut self, pid: Pid) {
+        self.upgrading = false;
         self.next_master = Some(pid);
+    }
+
+    /// No other master could be started: this one stays alone with the listeners.
+    pub(super) fn upgrade_failed(&mut self) {
+        self.upgrading = false;
+        self.close_slots();
     }
 
     /// The old master is gone: this one is alone with the listeners from now on.
     pub(super) fn promoted(&mut self, now_ms: u64) {
         self.junior = false;
         if self.phase == Phase::Running {
+            let open = self.open;
             self.set_target(self.rules.workers, now_ms);
+            if self.open == open {
+                // The old master may have led clients away from a slot that it was about to close.
+                self.actions.push(Action::Steer { slots: open });
+            }
         }
     }
 
@@ -639,6 +663,9 @@ impl Slots {
             self.amnesty_ms = now_ms;
         }
         self.last_turn_ms = now_ms;
+        if std::mem::take(&mut self.reload) && self.phase == Phase::Running {
+            self.actions.push(Action::Reload);
+        }
         match self.phase {
             Phase::Running if self.stop_ms.is_some_and(|at_ms| now_ms >= at_ms) => {
                 self.stop(Exit::Done, Signal::TERM, now_ms);
@@ -767,8 +794,12 @@ impl Slots {
         }
     }
 
-    /// Slots at the end that nobody needs any more.
+    /// Slots at the end that nobody needs any more. Their listeners stay while another master has them, too: to close
+    /// them ends them for its workers.
     fn close_slots(&mut self) {
+        if self.is_sharing() {
+            return;
+        }
         while self.slots.len() > self.target
             && let Some(last) = self.slots.last()
         {

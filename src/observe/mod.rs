@@ -17,6 +17,7 @@ pub mod prometheus;
 pub mod statsd;
 pub mod writer;
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,16 @@ pub enum LogTarget {
     File(PathBuf),
 }
 
+impl fmt::Display for LogTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("nowhere"),
+            Self::Standard => f.write_str("-"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// The error log of this process, for [`reopen`].
 static ERROR_LOG: OnceLock<Arc<ErrorLog>> = OnceLock::new();
 
@@ -51,6 +62,9 @@ static SINK: OnceLock<Arc<dyn Sink>> = OnceLock::new();
 pub trait Sink: Send + Sync {
     /// Takes a message: false leaves it to the error log. Must not block a thread that serves connections.
     fn line(&self, level: Level, text: &str) -> bool;
+    /// Takes a metric of the master, with the message that tells of it and its kind, `gauge` or `histogram`. Whoever
+    /// writes the messages may send metrics of their own. False when it did not.
+    fn metric(&self, text: &str, name: &str, value: u64, kind: &str) -> bool;
     /// Opens files again, after they were moved away (USR1).
     fn reopen(&self);
     /// Waits at most `patience` until every message that was taken has been written.
@@ -60,6 +74,11 @@ pub trait Sink: Send + Sync {
 /// Sends the messages from here on to `sink`. Only the first one becomes the process's.
 pub fn divert(sink: Arc<dyn Sink>) {
     let _ = SINK.set(sink);
+}
+
+/// Gives a metric of the master, and the message that tells of it, to the sink. False when there is none that took it.
+pub fn metric(text: &str, name: &str, value: u64, kind: &str) -> bool {
+    SINK.get().is_some_and(|sink| sink.metric(text, name, value, kind))
 }
 
 /// Waits, for a bounded time, until the messages so far are written: the process is about to end.
@@ -145,6 +164,17 @@ pub fn create_files(targets: &[&LogTarget], user: Option<u32>, group: Option<u32
         if let Ok(file) = OpenOptions::new().append(true).create_new(true).open(path) {
             let _ = rustix::fs::fchown(&file, user.map(Uid::from_raw), group.map(Gid::from_raw));
         }
+    }
+}
+
+/// Opens a log and closes it again: whether it can be opened is to be known before others do it.
+///
+/// # Errors
+/// The file cannot be opened for appending.
+pub fn check(target: &LogTarget) -> io::Result<()> {
+    match target {
+        LogTarget::File(path) => open(path).map(drop),
+        LogTarget::Off | LogTarget::Standard => Ok(()),
     }
 }
 

@@ -8,11 +8,13 @@ use tracing::error;
 
 use crate::app::{Exchange, Peer, native};
 use crate::config::Settings;
+use crate::error::{Exit, StartError};
 use crate::http::{Encoder, percent_decode};
 use crate::limits::LOG_FLUSH_MS;
 use crate::observe::statsd::metrics;
 use crate::observe::{AccessFormat, AccessRecord, LogWriter};
 use crate::sys::clock;
+use crate::sys::errno::describe;
 
 /// The access log of one worker.
 pub(super) struct AccessLog {
@@ -24,12 +26,18 @@ pub(super) struct AccessLog {
 
 impl AccessLog {
     /// Opens the log that the settings ask for; `None` when they ask for none.
-    pub(super) fn open(settings: &Settings) -> std::io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// It cannot be opened: by another user than the master's, who has tried. It would fail again, so the start ends.
+    pub(super) fn open(settings: &Settings) -> Result<Option<Self>, StartError> {
         if settings.python_log {
             // Python's logger writes it.
             return Ok(None);
         }
-        let writer = LogWriter::open("access log", &settings.accesslog)?;
+        let writer = LogWriter::open("access log", &settings.accesslog).map_err(|error| {
+            let what = format!("cannot open the access log {}: {}", settings.accesslog, describe(&error));
+            StartError::new(Exit::WorkerBoot, what).from(settings.source("accesslog"))
+        })?;
         let mount = std::env::var_os("SCRIPT_NAME").unwrap_or_default().into_encoded_bytes();
         Ok(writer.map(|writer| Self { format: settings.access_log_format.clone(), writer, mount }))
     }

@@ -6,6 +6,12 @@ use super::overdue::RequestLine;
 use crate::app::{Exchange, Link, Standing};
 use crate::http::BodyDecoder;
 
+/// Whether no more than the beginning of an empty line has come, which a client may send behind a request (RFC 9112
+/// section 2.2).
+pub(super) fn is_blank(input: &[u8]) -> bool {
+    matches!(input, b"\r" | b"\r\n")
+}
+
 /// Where a connection stands between one request and the next.
 pub(super) enum Phase {
     /// Between requests, or inside a head. An end of stream without a byte of a head is a clean close.
@@ -51,6 +57,8 @@ pub(super) struct Conn {
     pub(super) broken: bool,
     /// Rests of the answer wait for room in the socket.
     pub(super) writing: bool,
+    /// The client was not told to send the body, when this was last looked at (`100 Continue`).
+    pub(super) awaits_continue: bool,
     /// A head has begun to arrive.
     pub(super) in_head: bool,
     /// Whether the peer may speak for others (`forwarded_allow_ips`).
@@ -92,6 +100,7 @@ impl Conn {
             consuming: false,
             broken: false,
             writing: false,
+            awaits_continue: false,
             in_head: false,
             trusted,
             observer: false,
@@ -107,6 +116,13 @@ impl Conn {
         }
     }
 
+    /// Whether the client has been told to send the body in hand since this was asked last.
+    pub(super) fn is_told_to_send(&mut self) -> bool {
+        let told = self.awaits_continue && !self.link.owes_continue();
+        self.awaits_continue &= !told;
+        told && matches!(self.phase, Phase::InHand(Some(_)))
+    }
+
     /// Since when nothing has been going on here: no request, no answer, no part of either.
     pub(super) fn idle_since_ms(&self) -> Option<u64> {
         // Between two requests the phase may still be that of the last one: nobody reports the end of an answer.
@@ -117,7 +133,8 @@ impl Conn {
             }
             _ => false,
         };
-        let idle = between && self.input.is_empty() && !self.ended;
+        let between = between && (self.input.is_empty() || is_blank(&self.input));
+        let idle = between && !self.ended;
         idle.then(|| self.link.idle_since_ms().max(self.idle_ms))
     }
 }

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use self::balance::Balance;
 use self::inline::Inline;
-use super::conn::{Conn, Gathering, Phase};
+use super::conn::{Conn, Gathering, Phase, is_blank};
 use super::overdue::{Overdue, Reporter};
 use super::pool::{Pool, Watch, Work};
 use super::request_id::RequestIds;
@@ -30,7 +30,9 @@ use crate::app::{
     Application, Body, BodyError, BodyStream, Exchange, Flushed, Link, Listener, Outcome, Peer, Port,
     Standing, body_bytes, own_answer, refusal,
 };
-use crate::http::{BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, parse_proxy, relax};
+use crate::http::{
+    BodyDecoder, CONTINUE, Framing, ProxyInfo, ProxyMode, Refusal, Version, parse_proxy, relax,
+};
 use crate::limits::{
     ACCEPT_RETRY_MS, ACCEPT_WARN_MS, BATCH_CHECK_MS, DRAIN_BYTES_MAX, HEARTBEAT_MS, HOLD_MS,
     LINGER_BYTES_MAX, LINGERING_MAX, OBSERVERS_MAX, PIPELINE_BYTES_MAX, ROOM_CHECK_MS, ROOM_IDLE_MS,
@@ -763,11 +765,9 @@ impl Io {
                 return used;
             }
             match &mut conn.phase {
+                // `consume_input` goes on, with what the next head is forgiven.
+                Phase::Head if used > 0 && self.rules.policy.is_relaxed() => return used,
                 Phase::Head if self.inline.is_some() => {
-                    if used > 0 && self.rules.policy.is_relaxed() {
-                        // `consume_input` goes on, with what the next head is forgiven.
-                        return used;
-                    }
                     let (count, goes_on) = self.serve_inline(token, rest);
                     used += count;
                     if !goes_on {
@@ -794,12 +794,8 @@ impl Io {
                             self.on_head(token, exchange, data.len() > used);
                         }
                         Ok(None) => {
-                            let begins = !conn.in_head;
-                            conn.in_head = true;
                             self.blank = Some(exchange);
-                            if begins {
-                                self.set_deadline(token, self.rules.header_ms);
-                            }
+                            self.on_head_begins(token, rest);
                             return used;
                         }
                         Err(refused) => {
@@ -867,6 +863,19 @@ impl Io {
         }
     }
 
+    /// A head has begun, or goes on, with `input`: from its first byte on it has its own time. An empty line is none.
+    fn on_head_begins(&mut self, token: Token, input: &[u8]) {
+        let Some(conn) = self.conns.get(token) else { return };
+        if is_blank(input) {
+            // The deadline may still be that of the answer, whose end nobody has reported.
+            if conn.link.idle_since_ms() > 0 {
+                self.set_idle_deadline(token);
+            }
+        } else if !std::mem::replace(&mut conn.in_head, true) {
+            self.set_deadline(token, self.rules.header_ms);
+        }
+    }
+
     /// A head is complete: hands the request over, or begins to read its body.
     fn on_head(&mut self, token: Token, mut exchange: Box<Exchange>, more: bool) {
         if let Some(status) = &self.status {
@@ -891,6 +900,7 @@ impl Io {
             if streamed {
                 // A large upload that the application may not want: it decides, by reading or not.
                 conn.link.expect_body(true);
+                conn.awaits_continue = true;
                 exchange.request.body = Body::Stream(BodyStream::new(Arc::clone(&conn.link)));
                 self.hand_over(token, exchange, Some(decoder));
                 return;
@@ -926,6 +936,7 @@ impl Io {
             self.hand_over(token, exchange, None);
         } else {
             conn.link.expect_body(false);
+            conn.awaits_continue = false;
             conn.link.feed_body(|waiting| waiting.append(&mut body));
             exchange.request.body = Body::Stream(BodyStream::new(Arc::clone(&conn.link)));
             self.hand_over(token, exchange, Some(decoder));
@@ -939,8 +950,13 @@ impl Io {
         }
         let Some(conn) = self.conns.get(token) else { return };
         let head = &mut exchange.request.head;
-        // Old clients send a line end behind a body, announced or not.
-        let client_ends = !head.keep_alive && head.framing == Framing::None;
+        // Old clients send a line end behind a body, announced or not; HTTP/1.0 announces no end. What is left of earlier
+        // answers may fill the client's window.
+        let client_ends = !head.keep_alive
+            && head.version == Version::Http11
+            && head.content_length.is_none()
+            && head.framing == Framing::None
+            && conn.requests == 0;
         head.keep_alive &= self.rules.keep_alive;
         exchange.begin(Arc::clone(&conn.link));
         if client_ends {
@@ -1072,6 +1088,8 @@ impl Io {
             Standing::Busy => {
                 if conn.paused && matches!(conn.phase, Phase::InHand(Some(_))) {
                     self.resume(token);
+                } else if conn.is_told_to_send() {
+                    self.set_deadline(token, self.rules.body_ms);
                 }
             }
             // Flushing ends with another look.
@@ -1378,6 +1396,7 @@ impl Io {
             self.arm(token);
             return;
         }
+        let told = conn.is_told_to_send();
         match &conn.phase {
             Phase::Head if conn.in_head => {
                 self.refuse(
@@ -1390,6 +1409,8 @@ impl Io {
                 let refused = Refusal { status: 408, detail: BodyError::TimedOut.to_string().into() };
                 self.refuse_gathering(token, &refused);
             }
+            // Told a moment ago.
+            Phase::InHand(Some(_)) if told => self.set_deadline(token, self.rules.body_ms),
             // The body is not what holds this up: the application has not asked for it, or has answered.
             Phase::InHand(Some(_)) if conn.link.owes_continue() || conn.link.standing() != Standing::Busy => {
                 self.set_deadline(token, self.rules.body_ms);

@@ -350,8 +350,8 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
     let access = match AccessLog::open(&context.settings) {
         Ok(access) => access.map(Arc::new),
         Err(error) => {
-            error!("cannot open the access log: {error}");
-            return 1;
+            error!("{}", error.in_log());
+            return error.exit().code();
         }
     };
     let recorder = Recorder::new(access.clone(), context.settings.python_log);
@@ -366,7 +366,7 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
         Ok(io) => Some(io),
         Err(error) => {
             error!("cannot start the I/O thread: {error}");
-            return 1;
+            return Exit::Start.code();
         }
     };
     let mut code = Exit::Start.code();
@@ -405,8 +405,8 @@ pub(crate) fn run_native(context: WorkerContext, make: &mut Make<'_>) -> i32 {
     let access = match AccessLog::open(&context.settings) {
         Ok(access) => access.map(Arc::new),
         Err(error) => {
-            error!("cannot open the access log: {error}");
-            return Exit::Start.code();
+            error!("{}", error.in_log());
+            return error.exit().code();
         }
     };
     // Without a thread. It only tells of refused requests.

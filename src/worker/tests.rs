@@ -130,6 +130,15 @@ impl Server {
         stream
     }
 
+    /// As a client with so small a receive buffer, in bytes.
+    fn connect_with_window(&self, bytes: usize) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        socket.connect(&self.addr.into()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.into()
+    }
+
     /// Sends `request`, half-closes, and returns all that comes back.
     pub(super) fn exchange(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
@@ -352,16 +361,37 @@ fn answers_that_were_gathered_do_not_wait_for_something_else_to_happen() {
 fn nothing_is_awaited_of_a_client_that_has_announced_its_last_request() {
     on_both(|io| {
         let server = Server::start(io, 1, Rules { linger_ms: 600_000, ..rules() }, echo);
-        for request in ["GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET /1 HTTP/1.0\r\n\r\n"]
-        {
-            let mut stream = server.connect();
+        let mut stream = server.connect();
+        stream.write_all(b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        assert!(read_all(&mut stream).ends_with("GET /1 0\n"));
+        let until = Instant::now() + Duration::from_secs(10);
+        while stream.write_all(b"x").is_ok() {
+            assert!(Instant::now() < until, "the server still listens");
+            thread::yield_now();
+        }
+    });
+}
+
+/// A reset took the rest of an answer along that the kernel had, and the client's window had no room for.
+#[test]
+fn a_byte_behind_the_last_request_destroys_no_large_answer() {
+    on_both(|io| {
+        let (send, answered) = mpsc::channel();
+        let rules = Rules { linger_ms: 600_000, ..rules() };
+        let server = Server::start(io, 1, rules, move |exchange| {
+            answer(exchange, &[b'x'; 100_000]);
+            send.send(()).unwrap();
+        });
+        for request in [
+            "GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            "GET /1 HTTP/1.0\r\n\r\n",
+            "POST /1 HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+        ] {
+            let mut stream = server.connect_with_window(8_192);
             stream.write_all(request.as_bytes()).unwrap();
-            assert!(read_all(&mut stream).ends_with("GET /1 0\n"));
-            let until = Instant::now() + Duration::from_secs(10);
-            while stream.write_all(b"x").is_ok() {
-                assert!(Instant::now() < until, "the server still listens");
-                thread::yield_now();
-            }
+            answered.recv_timeout(Duration::from_secs(10)).unwrap();
+            stream.write_all(b"\r\n").unwrap();
+            assert!(read_all(&mut stream).ends_with(&"x".repeat(100_000)));
         }
     });
 }
@@ -375,6 +405,12 @@ fn behind_a_body_something_may_still_come() {
         let head = "POST /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\n";
         stream.write_all(format!("{head}ab").as_bytes()).unwrap();
         assert!(read_all(&mut stream).ends_with("POST /1 2\n"));
+        stream.write_all(b"\r\n").unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "an end, no reset");
+        let mut stream = server.connect();
+        let head = "POST /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        assert!(read_all(&mut stream).ends_with("POST /1 0\n"));
         stream.write_all(b"\r\n").unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "an end, no reset");
     });
@@ -470,6 +506,57 @@ fn expect_continue_is_answered_before_the_body() {
             let got = read_until(&mut stream, &format!("POST / {length}\n"));
             assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
         }
+    });
+}
+
+/// The connection was kept, and what a client that leaves its body out then sends next was read as that body.
+#[test]
+fn an_answer_in_the_place_of_100_continue_is_the_last() {
+    on_both(|io| {
+        let rules = Rules { body_buffer_bytes: 8_192, ..rules() };
+        let server = Server::start(io, 1, rules, |exchange| answer(exchange, b"not read\n"));
+        for length in [15_000, 1_500_000] {
+            let mut stream = server.connect();
+            let head = format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let got = read_all(&mut stream);
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.ends_with("not read\n"), "{got}");
+            assert!(got.contains("Connection: close\r\n"), "{got}");
+        }
+    });
+}
+
+/// What is not sent meets no error: the application went on for a client that had left, and kept its thread, for good.
+#[test]
+fn an_endless_answer_to_a_head_request_ends_when_its_client_leaves() {
+    on_both(|io| {
+        let (send, ended) = mpsc::channel();
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            if exchange.request.target() == b"/next" {
+                return answer(exchange, b"next\n");
+            }
+            exchange.reply.start(b"200 OK").unwrap();
+            exchange.reply.hold_pieces();
+            let until = Instant::now() + Duration::from_secs(10);
+            while exchange.reply.send(b"x", None, false, || Box::new(*b"x")).is_ok() && Instant::now() < until
+            {
+                thread::yield_now();
+            }
+            send.send(Instant::now() < until).unwrap();
+            exchange.reply.fail(500, "");
+        });
+        let request = "HEAD /events HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut stream = server.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        read_until(&mut stream, "\r\n\r\n");
+        drop(stream);
+        assert!(ended.recv().unwrap(), "it goes on");
+        // A client that has said all may wait for answers behind this one.
+        let got = server.exchange([request, &get("/next")].concat().as_bytes());
+        assert!(ended.recv().unwrap(), "it goes on");
+        assert!(got.ends_with("\r\n\r\nnext\n"), "{got}");
     });
 }
 

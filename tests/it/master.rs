@@ -56,6 +56,14 @@ fn scenario() {
             serve
         }
         "first_two_do_not_accept" => |worker| if worker.age <= 2 { hold(&worker) } else { serve(worker) },
+        "may_not_change_user" => {
+            // Root first becomes somebody who may not.
+            let identity =
+                ringhorn::sys::process::Identity { user: Some(NOBODY), group: None, initgroups: false };
+            let _ = ringhorn::sys::process::assume(identity);
+            settings.user = Some(NOBODY - 1);
+            serve
+        }
         "boot_fails" => |_| 3,
         "app_fails" => |_| 4,
         "fails_later" => |worker| match worker.age {
@@ -276,7 +284,7 @@ fn each_worker_has_its_slot_its_cpu_and_sees_the_other() {
         assert!(answers.len() < 1_000, "{answers:?}");
         answers.push(read(&mut connect(port)));
     }
-    let pinned = core_affinity::get_core_ids().unwrap().len() >= 2;
+    let pinned = core_affinity::get_core_ids().unwrap().len() == 2;
     for text in &answers {
         assert!(workers.contains(&field(text, "pid").to_string()), "{text}");
         assert_eq!(field(text, "siblings"), 1, "every listener of the other slots is there too");
@@ -330,9 +338,11 @@ fn interrupt_and_quit_end_with_zero_too() {
 
 #[test]
 fn a_worker_that_cannot_boot_ends_the_server_with_its_code() {
-    for (scenario, code, reason) in
-        [("boot_fails", 3, "Reason: Worker failed to boot."), ("app_fails", 4, "Reason: App failed to load.")]
-    {
+    for (scenario, code, reason) in [
+        ("boot_fails", 3, "Reason: Worker failed to boot."),
+        ("app_fails", 4, "Reason: App failed to load."),
+        ("may_not_change_user", 3, "Reason: Worker failed to boot."),
+    ] {
         let (status, lines, _) = Server::start(scenario).wait();
         assert_eq!(status.code(), Some(code), "{lines:#?}");
         assert_eq!((count(&lines, reason), count(&lines, "Shutting down: Master")), (1, 1), "{lines:#?}");

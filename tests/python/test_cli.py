@@ -110,6 +110,15 @@ def test_a_port_in_use_by_another_group_of_listeners(run):
         (["--bind", "127.0.0.1:http"], ["http"]),
         (["--bind", "unix:/no/such/directory/socket"], ["/no/such/directory/socket"]),
         (["--bind", "192.0.2.1:0"], ["192.0.2.1"]),
+        (
+            ["--access-logfile", "/no/such/directory/log"],
+            ["access log /no/such/directory/log", "--access-logfile"],
+        ),
+        (["--access-logfile", "/"], ["access log /", "--access-logfile"]),
+        (
+            ["--error-logfile", "/no/such/directory/log"],
+            ["error log /no/such/directory/log", "--error-logfile"],
+        ),
     ],
 )
 def test_a_value_that_cannot_be_is_one_message_and_exit_code_1(run, args, told):

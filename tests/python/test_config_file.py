@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,18 @@ def test_the_file_is_looked_for_where_the_server_was_started(site):
     site(text="workers = 3")
     site("elsewhere/gunicorn.conf.py", "workers = 4")
     assert settings("--chdir", "elsewhere", "hooked:app", cwd=site.path)["workers"][0] == "3"
+
+
+def test_the_path_of_a_file_that_was_found_has_no_dot_in_it(site):
+    """Files take their project's directory from it: dirname(dirname(__file__))."""
+    code = "import os\nprint('at', __file__, os.path.dirname(os.path.dirname(__file__)))\n"
+    site("project/gunicorn.conf.py", code)
+    for command in (RINGHORN, GUNICORN):
+        code, output = run_to_end(
+            command, "--check-config", "hooked:app", cwd=site.path / "project", env={"PYTHONPATH": str(APPS)}
+        )
+        assert code == 0, output
+        assert f"at {site.path}/project/gunicorn.conf.py {site.path}\n" in output
 
 
 def test_one_file_may_build_on_the_other(site):
@@ -163,11 +176,42 @@ def test_chdir_and_pythonpath_are_in_place_before_the_application_loads(serve, s
     assert seen["path"][:2] == ["lib", str(site.path / "inner")]
 
 
+@pytest.mark.parametrize("text", [None, "workers = 1\n"])
+def test_chdir_leaves_the_directory_of_the_start_importable(site, text):
+    """A project's packages lie there, config file or not. `python -m` would put it on the path by itself."""
+    site("web/__init__.py")
+    site("web/other.py", "from hooked import app\n")
+    site("web/main.py", "import sys\nfrom web.other import app\nprint('path', sys.path[:2])\n")
+    if text is not None:
+        site(text=text)
+    shown = f"path ['{site.path}/web', '{site.path}']\n"
+    for name in ("ringhorn", "gunicorn"):
+        command = [str(Path(sys.executable).with_name(name))]
+        code, output = run_to_end(
+            command,
+            "--check-config",
+            "--chdir",
+            "web",
+            "main:app",
+            cwd=site.path,
+            env={"PYTHONPATH": str(APPS)},
+        )
+        assert code == 0, output
+        if name == "ringhorn":
+            assert shown in output
+
+
 @pytest.mark.parametrize("preload", [False, True])
 def test_raw_env_is_there_when_the_application_is_imported(serve, site, preload):
     site("early.py", "import os\nEARLY = os.environ['EARLY']\nfrom hooked import app\n")
     site(text=f"raw_env = ['EARLY=1']\nworkers = 1\npreload_app = {preload}")
     assert serve("early:app", cwd=site.path, env={"PYTHONPATH": str(APPS)}).get("/").status == 200
+
+
+def test_an_imported_module_is_no_setting(site):
+    site(text="import io\nworkers = 3")
+    found = settings("hooked:app", cwd=site.path)
+    assert (found["io"][0], found["workers"][0]) == ("'auto'", "3")
 
 
 # --- what is wrong

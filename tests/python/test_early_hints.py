@@ -33,7 +33,7 @@ def interims(server: Server, target: str, version: str = "HTTP/1.1") -> tuple[by
     return before, int(data.split(b" ")[1])
 
 
-PATHS = ["/one", "/several", "/none", "/late", "/started", "/bad-name", "/bad-value", "/plain"]
+PATHS = ["/one", "/several", "/listed", "/none", "/late", "/started", "/bad-name", "/bad-value", "/plain"]
 
 
 @pytest.mark.ringhorn_only

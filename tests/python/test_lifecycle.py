@@ -537,11 +537,19 @@ def test_a_config_file_is_run_again_and_its_hooks_are_called(serve, tmp_path):
     site = serve("told", "--config", str(config), cwd=tmp_path)
     assert site.get("/").body == b"1 1"
     old = set(site.workers(1))
-    config.write_text("workers = nonsense\n")
-    site.signal(signal.SIGHUP)
-    wait_until(lambda: "cannot reload, so the old settings stay" in site.log(), "the refusal")
-    assert site.get("/").body == b"1 1"
-    assert set(site.workers(1)) == old
+    for count, (bad, told) in enumerate(
+        [
+            ("workers = nonsense", "nonsense"),
+            ("accesslog = '/no/such/directory/log'", "/no/such/directory/log"),
+        ],
+        start=1,
+    ):
+        config.write_text(bad + "\n")
+        site.signal(signal.SIGHUP)
+        wait_until(lambda count=count: site.log().count("the old settings stay") == count, "the refusal")
+        assert told in site.log()
+        assert site.get("/").body == b"1 1"
+        assert set(site.workers(1)) == old
     config.write_text(hooks + "workers = 2\nraw_env = ['RELEASE=2']\n")
     site.signal(signal.SIGHUP)
     wait_until(lambda: "Reload complete" in site.log(), "the reload")

@@ -101,6 +101,46 @@ def post_fork(server, worker):
 """
 
 
+ASKING = """
+def post_fork(server, worker):
+    from recorder import note
+    app = server.app
+    note("app is", app is APP, worker.app is APP, type(app).__name__, app.wsgi() is app.callable)
+
+def post_worker_init(worker):
+    from recorder import note
+    note("loaded", worker.app is APP, worker.wsgi is worker.app.wsgi())
+"""
+
+
+@pytest.mark.parametrize("kind", ["base", "wsgiapp", "load of its own"])
+def test_hooks_get_the_programs_own_object(program, site, kind):
+    options = (
+        "{'bind': '127.0.0.1:0', 'workers': 1, 'post_fork': post_fork, 'post_worker_init': post_worker_init}"
+    )
+    if kind == "base":
+        text = STANDALONE.replace("def post_fork(", "def unused(") + ASKING
+        text += f"APP = Standalone(app, {options})\nAPP.run()\n"
+    else:
+        text = (
+            "import sys\nimport ringhorn\nringhorn.stand_in_for_gunicorn()\n"
+            "from gunicorn.app.wsgiapp import WSGIApplication\n" + ASKING + "class Mine(WSGIApplication):\n"
+            "    def init(self, parser, opts, args):\n"
+            f"        return {options}\n"
+        )
+        if kind == "wsgiapp":
+            site.write("gunicorn.conf.py", "wsgi_app = 'hooked:app'\n")
+        else:
+            text += "    def load(self):\n        import hooked\n        return hooked.app\n"
+        text += "sys.argv = sys.argv[:1]\nAPP = Mine()\nAPP.run()\n"
+    server = program(text, env=site.options()["env"])
+    assert server.get("/").status == 200
+    name = "Standalone" if kind == "base" else "Mine"
+    lines = site.record.read_text().splitlines()
+    assert f"app is True True {name} True" in lines and "loaded True True" in lines
+    assert lines.count("import") == 1
+
+
 def test_without_gunicorn_and_without_the_stand_in_there_is_no_gunicorn(site):
     code, output = site.run("-c", "import ringhorn; import gunicorn")
     assert code == 1 and "ModuleNotFoundError" in output
@@ -233,6 +273,32 @@ def test_application_reads_all_sources(program, site):
     )
     assert server.get("/").json()["environ"]["FROM"] == "file"
     assert "Threads: up to 3 per worker" in server.log()
+
+
+def test_init_of_an_application_sees_the_options(program, site):
+    server = program(
+        """
+        import ringhorn
+        ringhorn.stand_in_for_gunicorn()
+        from gunicorn.app.base import Application
+
+        class Framework(Application):
+            def init(self, parser, opts, args):
+                from recorder import note
+                note("opts", opts.bind, opts.threads, opts.timeout, opts.certfile, args, opts.args)
+                return {"workers": opts.threads - 1}
+
+            def load(self):
+                from hooked import app
+                return app
+
+        import sys
+        sys.argv[1:] = ["--bind", "127.0.0.1:0", "--threads", "2", "x:y"]
+        Framework().run()
+        """
+    )
+    assert server.get("/").status == 200
+    assert "opts ['127.0.0.1:0'] 2 None None ['x:y'] ['x:y']" in site.record.read_text()
 
 
 def test_wsgiapp_run_is_the_command(program, site):

@@ -530,16 +530,48 @@ def test_fields_reach_the_client_in_order_and_unchanged(site):
     assert answer.field("server")
 
 
+def test_a_field_may_be_a_list_of_two(site):
+    answer = site.get("/listed_fields")
+    assert (answer.status, answer.body) == (200, b"listed\n")
+    assert (answer.field("x-listed"), answer.field("x-pair")) == ("a", "b")
+
+
 @pytest.mark.parametrize(
     "kind",
     """status-bytes status-number status-word status-short status-crlf name-crlf name-space name-empty
     name-bytes value-crlf value-lf value-nul value-bytes value-number value-not-latin-1
-    pair-of-three""".split(),
+    name-not-latin-1 name-long pair-of-three list-of-three length-twice""".split(),
 )
 def test_what_must_not_reach_the_wire_is_a_500(site, kind):
     answer = site.get(f"/bad_start/{kind}")
     assert answer.field("x-injected") is None
     assert_500(site, answer)
+
+
+@pytest.mark.oracle_differs("gunicorn sends the answer without the header")
+@pytest.mark.parametrize("kind", ["value-lf", "value-number", "value-not-latin-1", "pair-of-three"])
+def test_an_error_of_start_response_that_is_swallowed_is_a_500(site, kind):
+    assert site.get(f"/swallowed_start/{kind}").status == 500
+
+
+@pytest.mark.ringhorn_only
+@pytest.mark.parametrize(
+    "kind, named",
+    {
+        "value-lf": "'X-A' cannot be sent: a header value has a control character",
+        "value-not-latin-1": "'X-A' cannot be sent: it is not latin-1 text",
+        "name-not-latin-1": "'X-\u20ac' cannot be sent: it is not latin-1 text",
+        "name-crlf": r"'X-A: b\r\nX-Injected' cannot be sent",
+        "name-long": "'X " + "n" * 62 + "...' cannot be sent",
+        "length-twice": "'Content-Length' cannot be sent",
+    }.items(),
+)
+def test_the_log_names_the_header_that_cannot_be_sent(site, kind, named):
+    """An application may set dozens; the value may be a secret."""
+    told = site.log().count(f"response header {named}")
+    assert_500(site, site.get(f"/bad_start/{kind}"))
+    wait_until(lambda: site.log().count(f"response header {named}") > told, named)
+    assert "X-Injected: yes" not in site.log()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ pub(super) struct PythonHost<'py> {
     /// The application, when it was loaded before the fork.
     application: Option<Py<PyAny>>,
     hooks: Option<Hooks>,
+    settings: Settings,
 }
 
 /// How the server was started, and what with: read again at a reload.
@@ -67,11 +68,12 @@ impl Start {
 }
 
 /// Where the application comes from.
-pub(super) enum Source {
-    /// What the settings name is imported.
-    Settings,
-    /// A program gave a function that loads it, such as `BaseApplication.wsgi`.
-    Loader(Py<PyAny>),
+pub(super) struct Source {
+    /// A program's function that loads it, such as `BaseApplication.wsgi`. Without one, what the settings name is
+    /// imported.
+    pub(super) load: Option<Py<PyAny>>,
+    /// The program's own object, `server.app` of hooks.
+    pub(super) owner: Option<Py<PyAny>>,
 }
 
 impl Source {
@@ -80,16 +82,22 @@ impl Source {
     /// # Errors
     /// It cannot be loaded: the exit code of the worker.
     pub(super) fn load(&self, py: Python<'_>, settings: &Settings) -> Result<Py<PyAny>, StartError> {
-        match self {
-            Self::Settings => loader::load(py, &settings.app),
-            Self::Loader(load) => loader::load_from(py, load.bind(py), &settings.app),
+        match &self.load {
+            None => loader::load(py, &settings.app),
+            Some(load) => loader::load_from(py, load.bind(py), &settings.app),
         }
     }
 }
 
 impl<'py> PythonHost<'py> {
-    pub(super) fn new(py: Python<'py>, start: Start, source: Source, hooks: Option<Hooks>) -> Self {
-        Self { py, start, source, application: None, hooks }
+    pub(super) fn new(
+        py: Python<'py>,
+        start: Start,
+        source: Source,
+        hooks: Option<Hooks>,
+        settings: Settings,
+    ) -> Self {
+        Self { py, start, source, application: None, hooks, settings }
     }
 
     /// Calls a step of the hooks, if there are any.
@@ -119,14 +127,35 @@ impl<'py> PythonHost<'py> {
         }
         prepare(self.py, new, launch)?;
         if self.hooks.is_none() {
-            self.hooks = Hooks::of(self.py, new).map_err(|error| unusable(&error))?;
+            self.hooks = Hooks::of(self.py, new, &self.source).map_err(|error| unusable(&error))?;
         }
         Ok(())
     }
 
-    fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
+    /// Lets the master's messages go where a config file, a hook or the application wants them.
+    fn divert_messages(&self) -> Result<(), StartError> {
+        super::log::divert_messages(self.py, &self.settings).map_err(|error| unusable(&error))
+    }
+
+    /// Loads the application, or takes the one that a hook has asked for already.
+    fn load(&self, settings: &Settings) -> Result<Py<PyAny>, StartError> {
+        let loaded = match &self.hooks {
+            // A program's own function knows itself what it has loaded.
+            Some(hooks) if self.source.load.is_none() || self.source.owner.is_none() => {
+                hooks.application(self.py).map_err(|error| unusable(&error))?
+            }
+            _ => None,
+        };
+        match loaded {
+            Some(application) => Ok(application),
+            None => self.source.load(self.py, settings),
+        }
+    }
+
+    fn boot(&mut self, context: &mut WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
-        let settings = &context.settings;
+        let settings = Arc::clone(&context.settings);
+        let mut settings = &*settings;
         let begun = SystemTime::now();
         // Once more, as in gunicorn: `post_fork` may have changed it.
         set_environment(py, settings).map_err(|error| unusable(&error))?;
@@ -134,12 +163,20 @@ impl<'py> PythonHost<'py> {
         self.step("init_signals", (), Exit::WorkerBoot)?;
         let application = match &self.application {
             Some(application) => application.clone_ref(py),
-            None => self.source.load(py, settings)?,
+            None => self.load(settings)?,
         };
         if settings.reload {
             watch::start(py, context, begun).map_err(|error| unusable(&error))?;
         }
         self.step("post_worker_init", (&application,), Exit::WorkerBoot)?;
+        if super::log::decide(py, settings).map_err(|error| unusable(&error))? && !settings.python_log {
+            Arc::make_mut(&mut context.settings).python_log = true;
+            settings = &context.settings;
+            if self.hooks.is_none() {
+                self.hooks = Hooks::of(py, settings, &self.source).map_err(|error| unusable(&error))?;
+                self.step("begin_late", (&application,), Exit::WorkerBoot)?;
+            }
+        }
         handlers.reclaim(py).map_err(|error| unusable(&error))?;
         let hooks = match &self.hooks {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
@@ -201,7 +238,7 @@ impl Host for PythonHost<'_> {
             error!("cannot go back to the old settings: {}", error.in_log());
         }
         if let Some(hooks) = &self.hooks
-            && let Err(error) = hooks.configure(self.py, old)
+            && let Err(error) = hooks.resume(self.py, old)
         {
             error!("cannot give the old settings to hooks: {error}");
         }
@@ -209,13 +246,16 @@ impl Host for PythonHost<'_> {
 
     fn preload(&mut self, settings: &Settings) -> Result<(), StartError> {
         // In the master this is a failed start, whatever failed (as in gunicorn).
-        self.application =
-            Some(self.source.load(self.py, settings).map_err(|error| error.exiting(Exit::Start))?);
+        let application = self.load(settings).map_err(|error| error.exiting(Exit::Start))?;
+        if let Some(hooks) = &self.hooks {
+            hooks.call(self.py, "preloaded", (&application,), Exit::Start)?;
+        }
+        self.application = Some(application);
         // What is loaded now is shared by all workers: kept out of collections, its pages stay shared.
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
         }
-        Ok(())
+        self.divert_messages()
     }
 
     fn before_fork(&mut self) {
@@ -230,8 +270,8 @@ impl Host for PythonHost<'_> {
         after_fork_child(self.py);
     }
 
-    fn serve(&mut self, context: WorkerContext) -> i32 {
-        match self.boot(&context) {
+    fn serve(&mut self, mut context: WorkerContext) -> i32 {
+        match self.boot(&mut context) {
             Ok(wsgi) => {
                 super::log::start_writer();
                 worker::run(context, Arc::new(wsgi))
@@ -250,11 +290,13 @@ impl Host for PythonHost<'_> {
     }
 
     fn on_starting(&mut self) -> Result<(), StartError> {
-        self.step("on_starting", (), Exit::Start)
+        self.step("on_starting", (), Exit::Start)?;
+        self.divert_messages()
     }
 
     fn when_ready(&mut self, addresses: &[String]) -> Result<(), StartError> {
-        self.step("when_ready", (addresses,), Exit::Start)
+        self.step("when_ready", (addresses,), Exit::Start)?;
+        self.divert_messages()
     }
 
     fn pre_fork(&mut self, age: u64) -> Result<(), StartError> {
@@ -272,9 +314,13 @@ impl Host for PythonHost<'_> {
     }
 
     fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
-        let Some(hooks) = &self.hooks else { return Ok(()) };
-        hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
-        hooks.call(self.py, "on_reload", (), UNCAUGHT)
+        self.settings = settings.clone();
+        super::log::configure(self.py, settings).map_err(|error| unusable(&error))?;
+        if let Some(hooks) = &self.hooks {
+            hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
+            hooks.call(self.py, "on_reload", (settings.workers,), UNCAUGHT)?;
+        }
+        self.divert_messages()
     }
 
     fn pre_exec(&mut self) -> Result<(), StartError> {
@@ -307,16 +353,20 @@ impl Host for PythonHost<'_> {
 /// The directory cannot be entered, or Python refuses.
 pub(super) fn prepare(py: Python<'_>, settings: &Settings, launch: &Launch) -> Result<(), StartError> {
     let refuse = |what: String| StartError::new(Exit::Start, what);
+    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     if let Some(directory) = &settings.chdir {
         // From where the server was started, also when it has changed the directory since.
         let start = launch.directory.as_deref().unwrap_or(Path::new("."));
+        // gunicorn adds that one first, config file or not. One that is gone has no modules.
+        if let Ok(start) = start.canonicalize() {
+            loader::prepend_path(py, &start).map_err(python)?;
+        }
         std::env::set_current_dir(start.join(directory)).map_err(|error| {
             let why = crate::sys::errno::describe(&error);
             refuse(format!("cannot change to the directory {}: {why}", directory.display()))
                 .from(settings.source("chdir"))
         })?;
     }
-    let python = |error: PyErr| refuse(format!("cannot prepare Python: {error}"));
     let here = std::env::current_dir().map_err(|error| {
         refuse(format!("the current directory is gone: {}", crate::sys::errno::describe(&error)))
     })?;

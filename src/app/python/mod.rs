@@ -16,6 +16,7 @@ mod wsgi;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
@@ -38,7 +39,7 @@ use crate::{master, observe, worker};
 /// it must be the main thread of one without other threads.
 #[pyfunction]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> i32 {
-    run(py, argv, None, Source::Settings)
+    run(py, argv, None, Source { load: None, owner: None })
 }
 
 /// Runs one of the operator's commands and returns its exit code. `argv` begins with its name.
@@ -48,8 +49,10 @@ fn operate(py: Python<'_>, argv: Vec<OsString>) -> i32 {
 }
 
 /// Serves what the function `load` returns, or the application `name`, with the settings of a program and,
-/// unless it wants to be `alone`, those of the other sources, `argv` among them. Returns the exit code.
+/// unless it wants to be `alone`, those of the other sources, `argv` among them. Hooks find `owner` as `server.app`.
+/// Returns the exit code.
 #[pyfunction]
+#[pyo3(signature = (load, name, values, argv, alone, owner = None))]
 fn serve(
     py: Python<'_>,
     load: Option<Py<PyAny>>,
@@ -57,6 +60,7 @@ fn serve(
     values: &Bound<'_, PyDict>,
     argv: Vec<OsString>,
     alone: bool,
+    owner: Option<Py<PyAny>>,
 ) -> PyResult<i32> {
     let mut program = Program { app: name, alone, ..Program::default() };
     for (name, value) in values {
@@ -65,7 +69,7 @@ fn serve(
         let value = confpy::setting(kind, &value)?;
         program.values.push((name, value));
     }
-    Ok(run(py, argv, Some(program), load.map_or(Source::Settings, Source::Loader)))
+    Ok(run(py, argv, Some(program), Source { load, owner }))
 }
 
 fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: Source) -> i32 {
@@ -95,9 +99,12 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     if let Err(error) = master::begin(&settings, &start.launch, || host::fork(py)) {
         return report(&error);
     }
-    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings));
+    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings, &source));
     match hooks {
-        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
+        Ok(hooks) => {
+            let mut host = PythonHost::new(py, start, source, hooks, settings.clone());
+            master::run(settings, &mut host)
+        }
         Err(error) => report(
             &StartError::new(Exit::Start, format!("cannot prepare Python: {error}"))
                 .detail(wsgi::traceback(py, &error)),
@@ -111,7 +118,15 @@ fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     if settings.python_log {
         return log::divert(py, settings);
     }
-    py.import("ringhorn._log")?.call_method1("install", (settings.loglevel.name(),)).map(drop)
+    let access = match &settings.accesslog {
+        observe::LogTarget::Off => None,
+        observe::LogTarget::Standard => Some(Path::new("-")),
+        observe::LogTarget::File(path) => Some(path.as_path()),
+    };
+    let module = py.import("ringhorn._log")?;
+    module.call_method1("install", (settings.loglevel.name(), access.map(Path::as_os_str)))?;
+    // A config file may have changed one of them already.
+    log::divert_messages(py, settings)
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.
@@ -230,6 +245,17 @@ fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
     config::positional(&argv).map_err(|error| PySystemExit::new_err(report(&error)))
 }
 
+/// The settings that arguments have options for, by name.
+#[pyfunction]
+fn options(py: Python<'_>, argv: Vec<OsString>) -> PyResult<Bound<'_, PyDict>> {
+    let given = config::options(&argv).map_err(|error| PySystemExit::new_err(report(&error)))?;
+    let options = PyDict::new(py);
+    for (name, value) in &given {
+        options.set_item(*name, confpy::to_python(py, value)?)?;
+    }
+    Ok(options)
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -240,6 +266,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(operate, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
+    module.add_function(wrap_pyfunction!(options, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;

@@ -8,6 +8,7 @@
 #[cfg(feature = "simulation")]
 pub(super) mod environs;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
@@ -21,7 +22,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 use tracing::{debug, error, warn};
 
-use super::hooks::RequestHooks;
+use super::hooks::{Changes, RequestHooks};
 use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
@@ -248,7 +249,7 @@ impl Call {
         // Before the reply is taken again: an iterable may run any Python.
         let mut bytes = EARLY_HINTS.to_vec();
         for pair in headers.try_iter()? {
-            let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair?.extract()?;
+            let (name, value) = listed_pair(&pair?, "early hints")?;
             hint(text_or_bytes(&name)?, text_or_bytes(&value)?, &mut bytes)
                 .map_err(|error| PyValueError::new_err(error.to_string()))?;
         }
@@ -298,6 +299,11 @@ fn begin(
         .map_err(|_| PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status))))?;
     let line = latin1_bytes(status).ok_or_else(|| invalid("the status is not latin-1 text"))?;
     reply.start(line).map_err(|error| refused(&error))?;
+    // An application that swallows the error must not have its answer sent without what it asked for.
+    fields(reply, headers).inspect_err(|_| reply.unstart())
+}
+
+fn fields(reply: &mut Reply, headers: &Bound<'_, PyAny>) -> PyResult<()> {
     if let Ok(list) = headers.cast_exact::<PyList>() {
         for pair in list.iter() {
             header(reply, &pair)?;
@@ -311,30 +317,67 @@ fn begin(
 }
 
 fn header(reply: &mut Reply, pair: &Bound<'_, PyAny>) -> PyResult<()> {
-    let Ok(pair) = pair.cast::<PyTuple>() else {
-        return Err(PyTypeError::new_err(format!(
-            "response headers must be (name, value) tuples, not {}",
-            type_name(pair)
-        )));
-    };
-    if pair.len() != 2 {
-        return Err(PyValueError::new_err("response headers must be (name, value) tuples"));
+    if let Ok(pair) = pair.cast::<PyTuple>()
+        && pair.len() == 2
+    {
+        let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+        return field(reply, &name, &value);
     }
-    let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+    let (name, value) = listed_pair(pair, "response headers")?;
+    field(reply, &name, &value)
+}
+
+/// The two of a pair that may be a list, which PEP 3333 does not have and gunicorn unpacks all the same.
+fn listed_pair<'py>(
+    pair: &Bound<'py, PyAny>,
+    what: &str,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    if let Ok(pair) = pair.cast::<PyTuple>()
+        && pair.len() == 2
+    {
+        return Ok((pair.get_item(0)?, pair.get_item(1)?));
+    }
+    match pair.cast::<PyList>() {
+        Ok(pair) if pair.len() == 2 => Ok((pair.get_item(0)?, pair.get_item(1)?)),
+        Err(_) if !pair.is_instance_of::<PyTuple>() => {
+            Err(PyTypeError::new_err(format!("{what} must be (name, value) tuples, not {}", type_name(pair))))
+        }
+        _ => Err(PyValueError::new_err(format!("{what} must be (name, value) tuples"))),
+    }
+}
+
+fn field(reply: &mut Reply, name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
     let name = name.cast::<PyString>().map_err(|_| {
-        PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(&name)))
+        PyTypeError::new_err(format!("a response header's name must be a str, not {}", type_name(name)))
     })?;
     let value = value.cast::<PyString>().map_err(|_| {
         PyTypeError::new_err(format!(
             "the value of response header {} must be a str, not {}",
-            &*name,
-            type_name(&value)
+            shown(name),
+            type_name(value)
         ))
     })?;
-    let (Some(name), Some(value)) = (latin1_bytes(&name), latin1_bytes(&value)) else {
-        return Err(invalid("a response header is not latin-1 text"));
+    // By their name, and not by their value: that may be a secret, and the log is not the place for it.
+    let refused = |why: &dyn Display| {
+        PyValueError::new_err(format!("response header {} cannot be sent: {why}", shown(name)))
     };
-    reply.header(name, value).map_err(|error| refused(&error))
+    let (Some(plain), Some(value)) = (latin1_bytes(name), latin1_bytes(value)) else {
+        return Err(refused(&"it is not latin-1 text"));
+    };
+    reply.header(plain, value).map_err(|error| refused(&error))
+}
+
+/// Characters of a header's name that an error shows.
+const SHOWN_NAME_MAX: usize = 64;
+
+/// A header's name for an error: whatever the application made of it, one line of bounded length.
+fn shown(name: &Bound<'_, PyString>) -> String {
+    let name = name.to_string_lossy();
+    let mut shown: String = name.chars().take(SHOWN_NAME_MAX).flat_map(char::escape_debug).collect();
+    if name.chars().nth(SHOWN_NAME_MAX).is_some() {
+        shown.push_str("...");
+    }
+    format!("'{shown}'")
 }
 
 fn type_name(object: &Bound<'_, PyAny>) -> String {
@@ -521,6 +564,8 @@ struct WsgiRunner<'a, 'py> {
     http11: Bound<'py, PyString>,
     /// The environ of the request in hand, for `post_request`.
     environ: Option<Bound<'py, PyDict>>,
+    /// What `pre_request` changed about the request in hand.
+    changes: Option<Changes<'py>>,
 }
 
 /// The usual methods, ready-made.
@@ -558,6 +603,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             http10: intern_latin1(py, b"HTTP/1.0"),
             http11: intern_latin1(py, b"HTTP/1.1"),
             environ: None,
+            changes: None,
         })
     }
 
@@ -600,9 +646,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         if mount.is_empty() && path == request.target() && !path.contains(&b'%') {
             environ.set_item(intern!(py, "PATH_INFO"), &target)?;
         } else {
-            let decoded = percent_decode(path);
-            let below = decoded.strip_prefix(mount).unwrap_or(&decoded);
-            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, below))?;
+            // The mount point is as the client sent it, and is not decoded (as in gunicorn).
+            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, &percent_decode(&path[mount.len()..])))?;
             if !mount.is_empty() {
                 environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, mount))?;
             }
@@ -661,6 +706,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         let environ = self.environ(&exchange.request, input, length)?;
         REQUESTS.store(REQUESTS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if self.wsgi.hooks.is_some() {
+            if let Some(changes) = self.changes.take() {
+                changes.apply(&exchange.request, &environ)?;
+            }
             self.environ = Some(environ.clone());
         }
         let call = self.callables.call.get();
@@ -754,7 +802,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             Err(error) => return self.fail(exchange, input, &error),
         };
         match called {
-            Ok(()) => self.serve(exchange, input, length),
+            Ok(changes) => {
+                self.changes = changes;
+                self.serve(exchange, input, length);
+            }
             Err(error) => self.fail(exchange, input, &error),
         }
         hooks.after(self.py, &req, self.environ.take(), exchange);
@@ -775,16 +826,11 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             exchange.reply.fail(failure.status(), &failure.to_string());
             return;
         }
-        if request_failed(py, &exchange.request.target().escape_ascii().to_string(), error) {
-            exchange.reply.fail(500, "");
-            return;
+        let method = exchange.request.method().escape_ascii().to_string();
+        let target = exchange.request.target().escape_ascii().to_string();
+        if !request_failed(py, &method, &target, error) {
+            error!("Error handling request {method} {target}\n{}", traceback(py, error));
         }
-        let what = format!(
-            "Error handling request {} {}",
-            exchange.request.method().escape_ascii(),
-            exchange.request.target().escape_ascii()
-        );
-        error!("{what}\n{}", traceback(py, error));
         exchange.reply.fail(500, "");
     }
 }

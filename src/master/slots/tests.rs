@@ -26,6 +26,8 @@ struct World {
     stopping: bool,
     finished: Option<Exit>,
     served: bool,
+    /// What a reload reads, if it is good.
+    read: Option<Rules>,
     /// What happened to generations, listeners and masters, in order.
     asked: Vec<Action>,
     /// Why workers ended.
@@ -45,6 +47,7 @@ impl World {
             stopping: false,
             finished: None,
             served: false,
+            read: None,
             asked: Vec::new(),
             departures: Vec::new(),
         };
@@ -92,8 +95,13 @@ impl World {
                         assert!(self.slots.pid(slot).is_none(), "somebody is left in a closed slot");
                         self.asked.push(action);
                     }
-                    Action::Reload
-                    | Action::DropGeneration
+                    Action::Reload => {
+                        self.asked.push(action);
+                        if let Some(rules) = self.read.take() {
+                            self.slots.reloaded(rules, self.now_ms);
+                        }
+                    }
+                    Action::DropGeneration
                     | Action::ForgetEarlier
                     | Action::Upgrade
                     | Action::NotReady
@@ -165,8 +173,10 @@ impl World {
 
     /// The settings were read, and are good.
     fn reload(&mut self, workers: usize) {
+        self.read = Some(Rules { workers, ..RULES });
         self.signal(Signal::HUP);
-        self.slots.reloaded(Rules { workers, ..RULES }, self.now_ms);
+        self.pass(0);
+        // What comes due with the new settings.
         self.pass(0);
     }
 
@@ -210,7 +220,7 @@ fn a_changed_file_is_one_reload_whoever_tells_of_it_and_a_later_change_is_anothe
     let tell = |world: &mut World, pid: Pid, changed_ms: u64| {
         let seen = Seen { ready: true, heartbeat_ms: world.now_ms, changed_ms, ..Seen::default() };
         world.slots.observed(pid, seen, world.now_ms);
-        world.act();
+        world.pass(0);
         world.asked.iter().filter(|action| **action == Action::Reload).count()
     };
     world.carry_on(10);
@@ -407,6 +417,7 @@ fn term_with_a_delay_serves_on_replaces_the_dead_and_then_stops() {
     for signal in [Signal::HUP, Signal::USR2, Signal::TTIN, Signal::TTOU] {
         let before = world.asked.len();
         world.signal(signal);
+        world.pass(0);
         assert_eq!(world.asked.len(), before, "{signal:?} changes a server that is about to stop");
     }
     world.carry_on(9_000);
@@ -675,6 +686,67 @@ fn a_second_reload_gives_up_the_first_which_is_still_loading() {
     assert_eq!(world.alive, old);
 }
 
+/// All of them read the settings that are in force, so the order is what decides which those are.
+#[test]
+fn a_reload_begins_when_the_one_before_it_has_ended() {
+    let asked = |world: &World| -> Vec<Action> {
+        let of_reloads = [Action::Reload, Action::DropGeneration, Action::ForgetEarlier];
+        world.asked.iter().filter(|action| of_reloads.contains(action)).cloned().collect()
+    };
+    // HUP in the same turn as the end of a boot that failed, and as that of the last old worker: signals come first.
+    let mut world = World::serving();
+    world.reload(2);
+    world.asked.clear();
+    world.slots.signal(Signal::HUP, world.now_ms);
+    world.end(0, Ending::Code(3));
+    world.pass(0);
+    assert_eq!(asked(&world), [Action::DropGeneration, Action::ForgetEarlier, Action::Reload]);
+
+    let mut world = World::serving();
+    let old = world.alive.clone();
+    world.reload(2);
+    world.ready(0);
+    world.pass(0);
+    world.ready(1);
+    world.end_pid(old[0], Ending::Code(0));
+    world.asked.clear();
+    world.slots.signal(Signal::HUP, world.now_ms);
+    world.end_pid(old[1], Ending::Code(0));
+    world.pass(0);
+    assert_eq!(asked(&world), [Action::ForgetEarlier, Action::Reload]);
+
+    // The same with a changed file, and a stop that comes before.
+    world.asked.clear();
+    let seen = Seen { ready: true, changed_ms: world.now_ms + 1, ..Seen::default() };
+    world.slots.observed(world.alive[0], seen, world.now_ms);
+    world.act();
+    assert_eq!(asked(&world), []);
+    world.slots.signal(Signal::TERM, world.now_ms);
+    world.pass(0);
+    assert_eq!(asked(&world), [], "nobody would serve with them");
+}
+
+/// It would keep the slot's next worker out for good, and with it the end of every later reload.
+#[test]
+fn a_later_reload_gives_up_a_worker_that_hangs_while_another_one_of_its_slot_serves() {
+    let mut world = World::serving();
+    let old = world.alive.clone();
+    world.reload(2);
+    world.ready(0);
+    world.end_pid(old[0], Ending::Code(0));
+    world.pass(0);
+    let hangs = world.slots.pid(1).unwrap();
+    assert_ne!(hangs, old[1]);
+    world.carry_on(10_000);
+    world.reload(2);
+    assert_eq!((world.signals_to(hangs), world.signals_to(old[1])), (vec![Signal::TERM], vec![]));
+    world.ready(0);
+    world.pass(0);
+    world.ready(1);
+    assert!(world.slots.is_complete());
+    assert_eq!(world.signals_to(old[1]), [Signal::TERM]);
+}
+
 #[test]
 fn a_worker_that_does_not_leave_is_killed_when_its_time_is_over() {
     let mut world = World::serving();
@@ -864,6 +936,68 @@ fn a_stop_beside_another_master_leaves_the_listeners_open() {
         );
         assert_eq!(world.asked.len(), 2);
     }
+}
+
+/// Both signals are decided before the other master has been started.
+#[test]
+fn a_stop_right_after_usr2_leaves_the_listeners_to_the_other_master() {
+    let mut world = World::serving();
+    world.slots.signal(Signal::USR2, world.now_ms);
+    world.slots.signal(Signal::USR2, world.now_ms);
+    world.slots.signal(Signal::TERM, world.now_ms);
+    world.act();
+    let leave = |pid: &Pid| Action::Leave { pid: *pid, order: Order::Leave };
+    let left: Vec<Action> = world.alive.iter().map(leave).collect();
+    assert_eq!((&world.asked[0], &world.asked[1..]), (&Action::Upgrade, &left[..]), "and one master only");
+}
+
+#[test]
+fn a_server_whose_upgrade_came_to_nothing_is_alone_with_the_listeners() {
+    let mut world = World::serving();
+    world.signal(Signal::USR2);
+    world.slots.upgrade_failed();
+    world.signal(Signal::USR2);
+    world.slots.upgrade_failed();
+    assert_eq!(world.asked, [Action::Upgrade, Action::Upgrade]);
+    world.signal(Signal::TERM);
+    assert!(world.asked.iter().any(|asked| matches!(asked, Action::Leave { order: Order::Close, .. })));
+}
+
+/// To close a listener ends it for the other master, too.
+#[test]
+fn a_slot_on_its_way_out_is_closed_when_no_other_master_has_it() {
+    let mut world = World::serving();
+    let next = Pid::from_raw(9_000).unwrap();
+    world.signal(Signal::TTOU);
+    world.signal(Signal::USR2);
+    world.slots.upgrading(next);
+    world.live(SETTLE_MS, &[0, 1]);
+    world.end(1, Ending::Code(0));
+    world.pass(0);
+    assert!(!world.asked.contains(&Action::CloseSlot { slot: 1 }), "{:?}", world.asked);
+    world.slots.ended(next, Ending::Code(3), world.now_ms);
+    world.act();
+    assert_eq!(world.asked.last(), Some(&Action::CloseSlot { slot: 1 }));
+
+    // The same with an upgrade that could not begin.
+    let mut world = World::serving();
+    world.signal(Signal::TTOU);
+    world.live(SETTLE_MS, &[0, 1]);
+    world.signal(Signal::USR2);
+    world.end(1, Ending::Code(0));
+    assert!(!world.asked.contains(&Action::CloseSlot { slot: 1 }), "{:?}", world.asked);
+    world.slots.upgrade_failed();
+    world.act();
+    assert_eq!(world.asked.last(), Some(&Action::CloseSlot { slot: 1 }));
+}
+
+/// The old one may have led clients away from a slot that it was about to close, and the kernel still does.
+#[test]
+fn a_master_that_is_alone_leads_clients_to_all_its_slots() {
+    let mut slots = Slots::new(RULES, true, 0);
+    slots.keep_slots(2, 0);
+    slots.promoted(0);
+    assert_eq!(slots.take_actions(), [Action::Steer { slots: 2 }]);
 }
 
 #[test]

@@ -205,6 +205,10 @@ impl Inline {
             error_page(500, "", request.head.is_head, None, self.date.text(), &mut self.out);
             Called::Close
         } else {
+            if request.streamed && link.withdraw_continue() {
+                // As `Reply::send_head`.
+                draft.encoder.force_close();
+            }
             write_answer(draft, request.head.is_head, self.date.text(), &mut self.out)
         };
         if self.timed {
@@ -361,9 +365,10 @@ impl Io {
             }
             Next::Full => (used, true),
             Next::Incomplete => {
-                if !std::mem::replace(&mut conn.in_head, true) {
-                    self.set_deadline(token, self.rules.header_ms);
+                if answered {
+                    self.set_idle_deadline(token);
                 }
+                self.on_head_begins(token, &data[used..]);
                 (used, false)
             }
             Next::Body(length) => {

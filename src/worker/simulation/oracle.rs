@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::plan::{Asked, Ending, Part, Script, bytes_of};
 use super::runners::{LATE_MS, Runners};
-use crate::limits::DRAIN_BYTES_MAX;
+use crate::limits::{DRAIN_BYTES_MAX, LAST_ANSWER_BYTES_MAX};
 
 /// How a response's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +267,7 @@ impl Owed {
             Framing::Length(length) => (sent.min(length), sent >= length),
             Framing::Chunked | Framing::UntilClose => (sent, !failed),
         };
-        let keep = asked.keep_alive && !plan.closes && framing != Framing::UntilClose;
+        let keep = asked.keep_alive && !plan.closes && !record.unasked && framing != Framing::UntilClose;
         let mut last = if keep && complete && !failed { Last::Keep } else { Last::Close };
         if framing == Framing::UntilClose && failed {
             last = Last::Reset;
@@ -335,7 +335,12 @@ fn may_be_cut(script: &Script, runners: &Runners, count: usize) -> bool {
         let talks_on = !is_silent_behind(script, index);
         let turned_away = record.runs == 0 && limits.turns_away();
         let reset = index >= count
-            && (asked.is_last_word() && talks_on && !runners.native && (record.runs == 1 || turned_away)
+            && (asked.is_last_word()
+                && index == 0
+                && Owed::to(asked, runners).body.1 <= LAST_ANSWER_BYTES_MAX
+                && talks_on
+                && !runners.native
+                && (record.runs == 1 || turned_away)
                 || record.runs == 1 && Owed::to(asked, runners).last == Last::Reset);
         // It may even be there, and the application not be done.
         reset || index + 1 >= count && was_cut_late(asked, runners)

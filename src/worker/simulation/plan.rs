@@ -147,10 +147,10 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The client has announced that nothing follows. What it sends all the same meets a socket that nobody reads, and
-    /// the reset that comes of it may take the answer along.
+    /// The client has announced that nothing follows. What it sends all the same meets a socket that nobody reads, if the
+    /// answer is small and nothing came before it; and the reset that comes of it may take the answer along.
     pub(super) fn is_last_word(&self) -> bool {
-        !self.keep_alive && self.body.1 == 0
+        !self.keep_alive && !self.http10 && self.wire.is_empty()
     }
 
     fn roll(dice: &mut Dice, id: u32, buffer: usize) -> Self {

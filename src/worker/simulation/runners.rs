@@ -10,7 +10,7 @@ use super::voice::{Stream, Voice, file};
 use super::{Dice, Network, trace};
 use crate::app::native::{Request, Response};
 use crate::app::{Body, Exchange, Progress, Sent};
-use crate::http::Framing;
+use crate::http::{Framing, Version};
 use crate::limits::INLINE_OUT_BYTES;
 
 /// Milliseconds by which a deadline may be late: a worker looks at what is in hand with its heartbeat, and stands still
@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) took_ms: u64,
     /// The I/O thread has answered, because its time was over.
     pub(super) expired: bool,
+    /// It was answered in the place of `100 Continue`.
+    pub(super) unasked: bool,
     /// The runner has sent the last byte of the connection, and the end behind it.
     pub(super) sent_all: bool,
     /// A service has answered on the spot: with a body of known length; and, if true, written where the answers to the
@@ -224,7 +226,7 @@ impl Runners {
             Body::Empty | Body::Stream(_) => &[],
         };
         let (target, head) = (exchange.request.target().to_vec(), exchange.request.head());
-        let last_word = !head.keep_alive && head.framing == Framing::None;
+        let last_word = !head.keep_alive && head.version == Version::Http11 && head.framing == Framing::None;
         let seen =
             Seen { target: &target, is_head: head.is_head, last_word, body, streamed: stream.is_some() };
         let asked = self.meet(&seen);
@@ -405,6 +407,7 @@ impl Job {
         if !self.read_done && !late {
             return self.read(record);
         }
+        record.unasked |= self.voice.owes_continue();
         if self.plan.fails_at == Some(self.sent) {
             self.voice.fail(500, self.plan.abandons);
             return true;

@@ -163,6 +163,75 @@ fn no_interim_answer_inside_an_answer() {
     );
 }
 
+/// What the application takes until it asks for the body counted as the client's time, which got 408.
+#[test]
+fn the_time_for_a_body_begins_when_its_client_is_told_to_send() {
+    for service in [false, true] {
+        for seed in 0..SCRIPT_SEEDS {
+            // The first deadline (12 s) was moved by as much, because 100 was owed: the second is near.
+            let asked = expecting(post(0, 20_000, Plan { delay_ms: 23_500, ..Plan::plain() }));
+            let (head, body) = (asked.head.clone(), asked.wire.clone());
+            let actions =
+                vec![Action::Send(head), Action::Wait(25_000), Action::Send(body), Action::AwaitAnswers(1)];
+            let mut world = World::new(seed, 1, BUFFER, 100);
+            if service {
+                world.serve();
+            }
+            world.connect(Script::written(vec![asked], actions));
+            world.run();
+            assert_eq!(world.runners.borrow().record(0).failed, None, "seed {seed}");
+        }
+    }
+}
+
+/// It counted as the beginning of a head: its client, who had sent nothing else, got a 408 that nobody had asked for, and
+/// later than the end of an idle connection.
+#[test]
+fn an_empty_line_behind_a_request_is_not_the_beginning_of_another() {
+    for (service, line) in [(false, &b"\r\n"[..]), (false, b"\r"), (true, b"\r\n"), (true, b"\r")] {
+        for seed in 0..SCRIPT_SEEDS {
+            let (first, second) =
+                (post(0, 3, Plan::plain()), get(1, Plan { delay_ms: 4_990, ..Plan::plain() }));
+            let (together, apart) = (seed % 2 == 0, seed % 3 == 0);
+            let mut actions = vec![Action::Send([&first.head[..], &first.wire].concat())];
+            if together {
+                actions = vec![Action::Send([&first.head[..], &first.wire, line].concat())];
+            } else {
+                actions.extend([Action::AwaitAnswers(1), Action::Send(line.to_vec())]);
+            }
+            let mut asked = vec![first];
+            if apart {
+                // It makes the line whole, and is understood behind it.
+                actions.extend([Action::AwaitAnswers(1), Action::Wait(1_000)]);
+                actions.push(Action::Send([&b"\r\n"[line.len()..], &second.head].concat()));
+                actions.extend([Action::AwaitAnswers(2), Action::Send(line.to_vec())]);
+                asked.push(second);
+            }
+            let mut world = World::new(seed, 1, BUFFER, 100);
+            if service {
+                world.serve();
+            }
+            world.connect(Script::written(asked, actions));
+            let count = if apart { 2 } else { 1 };
+            let mut answered_ms = 0;
+            while world.step() {
+                let now_ms = world.network.now_ms();
+                let runners = world.runners.borrow();
+                if answered_ms == 0 && runners.record(count - 1).finished {
+                    answered_ms = now_ms;
+                }
+                if world.io.connections() > 0 && answered_ms > 0 {
+                    assert!(now_ms < answered_ms + 7_000, "seed {seed}: the connection is not idle");
+                } else if answered_ms > 0 {
+                    assert!(now_ms > answered_ms + 4_500, "seed {seed}: {now_ms} {answered_ms}");
+                    break;
+                }
+            }
+            world.run();
+        }
+    }
+}
+
 #[test]
 fn body_bytes_behind_an_unsent_answer_wait_for_its_end() {
     // Without its fix the I/O thread spins for ever.
@@ -173,6 +242,17 @@ fn body_bytes_behind_an_unsent_answer_wait_for_its_end() {
             let (head, body) = (asked[0].head.clone(), asked[0].wire.clone());
             // It neither waits for permission nor reads before it has sent everything.
             vec![Action::Send(head), Action::Wait(50), Action::Send(body), send(&asked[1]), Action::HalfClose]
+        },
+        |_| (),
+    );
+    // The same on a connection that goes on.
+    play(
+        || vec![post(0, 60_000, careless()), get(1, Plan::plain())],
+        |asked| {
+            let (begin, end) = asked[0].wire.split_at(10_000);
+            let begin = [&asked[0].head[..], begin].concat();
+            let end = Action::Send(end.to_vec());
+            vec![Action::Send(begin), Action::Wait(50), end, send(&asked[1]), Action::HalfClose]
         },
         |_| (),
     );

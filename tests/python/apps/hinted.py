@@ -15,6 +15,8 @@ def app(environ, start_response):
     elif path == "/several":
         hints([STYLE, SCRIPT])
         hints(iter([("X-Second", "b")]))
+    elif path == "/listed":
+        hints([list(STYLE)])
     elif path == "/none":
         hints([])
     elif path == "/late":

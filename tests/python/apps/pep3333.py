@@ -438,9 +438,28 @@ def bad_start(environ, start_response, rest, key):
         "value-number": ("200 OK", [("X-A", 5)]),
         "value-not-latin-1": ("200 OK", [("X-A", "\u20ac")]),
         "pair-of-three": ("200 OK", [("X-A", "b", "c")]),
+        "list-of-three": ("200 OK", [["X-A", "b", "c"]]),
+        "name-not-latin-1": ("200 OK", [("X-\u20ac", "b")]),
+        "name-long": ("200 OK", [("X " + "n" * 100_000, "b")]),
+        "length-twice": ("200 OK", [("Content-Length", "1"), ("Content-Length", "2")]),
     }[rest]
     start_response(status, list(fields))
     return [b"must not be seen"]
+
+
+@route
+def swallowed_start(environ, start_response, rest, key):
+    """As bad_start, by an application that goes on as if nothing had happened."""
+    with contextlib.suppress(Exception):
+        return bad_start(environ, start_response, rest, key)
+    return [b"must not be seen"]
+
+
+@route
+def listed_fields(environ, start_response, rest, key):
+    """Lists of two, which frameworks of one's own make; gunicorn unpacks them."""
+    start_response("200 OK", [["X-Listed", "a"], ("X-Pair", "b"), *TEXT])
+    return [b"listed\n"]
 
 
 @route

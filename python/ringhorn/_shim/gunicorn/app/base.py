@@ -57,7 +57,7 @@ class BaseApplication:
         """Serve until told to stop, then leave with gunicorn's exit codes."""
         argv = self._argv or []
         values = self.cfg.changed()
-        sys.exit(_native.serve(self.wsgi, self._name(), values, argv, self._argv is None))
+        sys.exit(_native.serve(self.wsgi, self._name(), values, argv, self._argv is None, self))
 
     def _name(self) -> str | None:
         return type(self).__name__
@@ -68,8 +68,10 @@ class Application(BaseApplication):
 
     def load_config(self) -> None:
         self._argv = sys.argv[1:]
-        options = SimpleNamespace(**dict.fromkeys(self.cfg.settings))
-        for name, value in (self.init(None, options, _native.positional(self._argv)) or {}).items():
+        args = _native.positional(self._argv)
+        given = dict.fromkeys(self.cfg.settings) | _native.options(self._argv)
+        options = SimpleNamespace(**given, args=args)
+        for name, value in (self.init(None, options, args) or {}).items():
             self.cfg.set(name.lower(), value)
 
     def chdir(self) -> None:

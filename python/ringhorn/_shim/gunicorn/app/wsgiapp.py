@@ -29,7 +29,7 @@ class WSGIApplication(Application):
     def run(self) -> None:
         if type(self).load is WSGIApplication.load and self._argv is not None:
             # Nobody has another idea of what to load, so the server finds it as the command does.
-            sys.exit(_native.serve(None, self.app_uri, self.cfg.changed(), self._argv, False))
+            sys.exit(_native.serve(None, self.app_uri, self.cfg.changed(), self._argv, False, self))
         super().run()
 
     def _name(self) -> str | None:
