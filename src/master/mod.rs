@@ -1224,6 +1224,8 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("initgroups", old.initgroups != new.initgroups);
     keep("daemon", old.daemon != new.daemon);
     keep("errorlog", old.errorlog != new.errorlog);
+    // The logger of Python that writes it was made at the start.
+    keep("accesslog", old.python_log && old.accesslog != new.accesslog);
     keep("statsd_host", old.statsd != new.statsd);
     keep("metrics_bind", old.metrics_bind != new.metrics_bind);
     keep("capture_output", old.capture_output != new.capture_output);
@@ -1245,6 +1247,9 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     (new.io, new.preload_app, new.daemon) = (old.io, old.preload_app, old.daemon);
     (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
     new.errorlog = old.errorlog.clone();
+    if old.python_log {
+        new.accesslog = old.accesslog.clone();
+    }
     new.statsd = old.statsd.clone();
     new.metrics_bind = old.metrics_bind.clone();
     (new.capture_output, new.python_log) = (old.capture_output, old.python_log);
