@@ -1316,6 +1316,9 @@ fn log(note: &Note) {
             let seconds = Duration::from_millis(*delay_ms).as_secs_f32();
             warn!("Worker {slot} could not run; the next try is in {seconds:.1} s");
         }
+        Note::GivenUp { pid } => {
+            info!("Worker (pid:{pid}) is killed: it still loads, and is not needed any more");
+        }
         Note::OutOfTime { workers } => {
             warn!("graceful_timeout is over; workers killed: {workers}");
         }
