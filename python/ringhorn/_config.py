@@ -13,6 +13,10 @@ HOOKS = (
     "pre_request post_request child_exit worker_exit nworkers_changed on_exit"
 ).split()
 
+TLS = (
+    "keyfile certfile ssl_version cert_reqs ca_certs suppress_ragged_eofs do_handshake_on_connect ciphers"
+).split()
+
 
 def _nothing(*args: object) -> None:
     """Stand in for a hook that is not set."""
@@ -47,8 +51,18 @@ class Config:
         if name == "settings" or name not in self.settings:
             raise AttributeError(f"No configuration setting for: {name}")
         value = self.settings[name].get()
+        if name == "logger_class":
+            # Only here: most have no use for Python's logging.
+            from ringhorn._logger import make
+
+            return make(value)
         if value is None:
             return self._unset(name)
+        if name == "chdir":
+            return os.path.abspath(value)
+        if name == "pythonpath":
+            # One text, as on the command line.
+            return ",".join(value) or None
         return value
 
     def _unset(self, name: str) -> Any:
@@ -63,6 +77,10 @@ class Config:
             return os.getegid()
         if name == "worker_class":
             return "gthread"
+        if name == "sendfile":
+            return True
+        if name == "config":
+            return "./gunicorn.conf.py"
         return None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,8 +133,23 @@ class Config:
         return value if isinstance(value, str) else value.__name__
 
     @property
+    def statsd_host(self) -> Any:
+        """The (host, port) or the path of the statsd server, as classes that derive from gunicorn's Statsd want it."""
+        value = self.settings["statsd_host"].value
+        if not value:
+            return None
+        # A host of that name, as in gunicorn, when a number follows.
+        if value.startswith("unix:") and value.removeprefix("unix:").isdecimal():
+            return "unix", int(value.removeprefix("unix:"))
+        return parse_address(value.removeprefix("udp://"), 8125)
+
+    @property
     def is_ssl(self) -> bool:
         return False
+
+    @property
+    def ssl_options(self) -> dict[str, Any]:
+        return {name: self.settings[name].value for name in TLS}
 
 
 def parse_address(text: str, default_port: int = 8000) -> Any:

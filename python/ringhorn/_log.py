@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -18,30 +19,130 @@ LEVELS = {
 }
 
 
+# gunicorn's form of a line.
+ERROR_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
+DATE_FORMAT = "[%Y-%m-%d %H:%M:%S %z]"
+MESSAGE = logging.Formatter()
+
 # The logger of this process, when `logger_class`, `logconfig` or the like asked for Python's logging.
 current: Any = None
 
 
-class ServerHandler(logging.Handler):
-    """Writes records to the server's error log, which adds time, process and level."""
+class NativeStream:
+    """The server's error log as a stream: what is written stands in the log as it is, and never waits for it."""
+
+    def write(self, text: str) -> int:
+        _native.write_log(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: all that was written is on its way."""
+
+
+class ServerHandler(logging.StreamHandler):
+    """Writes records to the server's error log.
+
+    The server itself adds time, process and level, as long as nobody has given this handler a formatter or a
+    stream of their own.
+    """
+
+    def __init__(self) -> None:
+        self.own = (logging.Formatter(ERROR_FORMAT, DATE_FORMAT), NativeStream())
+        super().__init__(self.own[1])
+        self.setFormatter(self.own[0])
+        self._gunicorn = True
 
     def emit(self, record: logging.LogRecord) -> None:
+        if diverted or (self.formatter, self.stream) != self.own:
+            super().emit(record)
+            return
         try:
-            _native.log(record.levelno, self.format(record))
+            _native.log(record.levelno, MESSAGE.format(record))
         except Exception:
             self.handleError(record)
 
 
-def install(level: str) -> None:
-    """Connect `gunicorn.error` with the error log. Handlers that are there already stay the only ones."""
-    logger = logging.getLogger("gunicorn.error")
-    logger.propagate = False
-    logger.setLevel(LEVELS.get(level.lower(), logging.INFO))
-    if not logger.handlers:
-        logger.addHandler(ServerHandler())
-    access = logging.getLogger("gunicorn.access")
-    access.propagate = False
-    access.setLevel(logging.INFO)
+class AccessFile(logging.FileHandler):
+    """The access log's file, for lines that come from Python.
+
+    While the server writes its own lines itself these are few, and nobody tells this handler of USR1: it opens
+    the file for each.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if not access_diverted:
+            self.close()
+
+
+# What each logger was when it was connected: its handler, the handler's formatter and stream, and its level.
+_installed: dict[str, tuple[Any, int]] = {}
+
+# Whether the server's own messages, and its access lines, are records of Python in this process.
+diverted = False
+access_diverted = False
+
+
+def install(level: str, accesslog: str | None) -> None:
+    """Give `gunicorn.error` and `gunicorn.access` the handlers that they have in gunicorn.
+
+    The server writes both logs itself all the same, until somebody changes one of these loggers.
+    """
+    error: logging.Handler = ServerHandler()
+    access: logging.Handler | None = None
+    if accesslog is not None:
+        access = logging.StreamHandler(sys.stdout) if accesslog == "-" else AccessFile(accesslog)
+        access.setFormatter(logging.Formatter("%(message)s"))
+        access._gunicorn = True  # type: ignore[attr-defined]
+    threshold = LEVELS.get(level.lower(), logging.INFO)
+    for name, handler, least in (("error", error, threshold), ("access", access, logging.INFO)):
+        logger = logging.getLogger(f"gunicorn.{name}")
+        logger.propagate = False
+        logger.setLevel(least)
+        for old in [old for old in logger.handlers if getattr(old, "_gunicorn", False)]:
+            logger.removeHandler(old)
+        if handler is not None:
+            logger.addHandler(handler)
+        _installed[name] = (_ours(handler), least)
+
+
+def _ours(handler: Any) -> list[Any]:
+    """What a logger with only this handler has."""
+    return [] if handler is None else [_state(handler)]
+
+
+def _state(handler: logging.Handler) -> tuple[Any, ...]:
+    # A file's stream comes and goes.
+    stream = None if isinstance(handler, AccessFile) else getattr(handler, "stream", None)
+    return (handler, handler.formatter, stream, handler.level, list(handler.filters))
+
+
+def changed(name: str) -> bool:
+    """Whether `gunicorn.error` or `gunicorn.access` has a filter, handler, level or formatter of somebody else."""
+    if name not in _installed:
+        return False
+    handlers, level = _installed[name]
+    logger = logging.getLogger(f"gunicorn.{name}")
+    return bool(
+        logger.filters
+        or logger.propagate
+        or logger.level != level
+        or [_state(handler) for handler in logger.handlers] != handlers
+    )
+
+
+def configure(level: str) -> None:
+    """Follow a reload's `loglevel`, unless somebody else has chosen one."""
+    if "error" not in _installed:
+        return
+    logger, (handlers, least) = logging.getLogger("gunicorn.error"), _installed["error"]
+    if logger.level == least:
+        least = LEVELS.get(level.lower(), logging.INFO)
+        logger.setLevel(least)
+        _installed["error"] = (handlers, least)
 
 
 class Errors:

@@ -14,6 +14,7 @@ import logging.handlers
 import os
 import socket
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -54,6 +55,8 @@ CONFIG_DEFAULTS: dict[str, Any] = {
     },
 }
 
+SYSLOG_FACILITIES = logging.handlers.SysLogHandler.facility_names
+
 # Names that mean the server's own log.
 DEFAULTS = (None, "", "simple", "gunicorn.glogging.Logger", "gunicorn.instrument.statsd.Statsd")
 
@@ -77,29 +80,35 @@ class Logger(_log.Logger):
 
     LOG_LEVELS = _log.LEVELS
     loglevel = logging.INFO
-    error_fmt = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
+    error_fmt = _log.ERROR_FORMAT
     access_fmt = "%(message)s"
     syslog_fmt = "[%(process)d] %(message)s"
-    datefmt = "[%Y-%m-%d %H:%M:%S %z]"
+    datefmt = _log.DATE_FORMAT
     atoms_wrapper_class = SafeAtoms
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         for logger in (self.error_log, self.access_log):
             logger.propagate = False
+        self.error_handlers: list[logging.Handler] = []
+        self.access_handlers: list[logging.Handler] = []
+        # `capture_output` is the server's own business.
+        self.logfile = None
+        self.lock = threading.Lock()
         self.setup(cfg)
 
     def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
         self.loglevel = self.LOG_LEVELS.get(cfg.loglevel.lower(), logging.INFO)
         self.error_log.setLevel(self.loglevel)
         self.access_log.setLevel(logging.INFO)
-        self._attach(self.error_log, cfg.errorlog, self.error_fmt, sys.stderr)
+        self._set_handler(self.error_log, cfg.errorlog, logging.Formatter(self.error_fmt, self.datefmt))
         if cfg.accesslog is not None:
-            self._attach(self.access_log, cfg.accesslog, self.access_fmt, sys.stdout)
+            self._set_handler(self.access_log, cfg.accesslog, logging.Formatter(self.access_fmt), sys.stdout)
         if cfg.syslog:
-            self._attach_syslog(self.error_log, "error")
+            self._set_syslog_handler(self.error_log, cfg, self.syslog_fmt, "error")
             if not cfg.disable_redirect_access_to_syslog:
-                self._attach_syslog(self.access_log, "access")
+                self._set_syslog_handler(self.access_log, cfg, self.syslog_fmt, "access")
         if cfg.logconfig_dict:
             logging.config.dictConfig({**CONFIG_DEFAULTS, **cfg.logconfig_dict})
         elif cfg.logconfig_json:
@@ -111,34 +120,55 @@ class Logger(_log.Logger):
             defaults = {"__file__": cfg.logconfig, "here": os.path.dirname(cfg.logconfig)}
             logging.config.fileConfig(cfg.logconfig, defaults, disable_existing_loggers=False)
 
-    def _attach(self, logger: logging.Logger, target: str, fmt: str, stream: Any) -> None:
-        """Let the handler that is ours write to `target`; a second call takes the place of the first."""
-        for handler in [handler for handler in logger.handlers if getattr(handler, "_gunicorn", False)]:
-            logger.removeHandler(handler)
-        if target == "-":
+    # The names from here to `access_log_enabled` are gunicorn's: classes that derive from this one use them.
+
+    def _get_gunicorn_handler(self, log: logging.Logger) -> logging.Handler | None:
+        return next((handler for handler in log.handlers if getattr(handler, "_gunicorn", False)), None)
+
+    def _set_handler(
+        self, log: logging.Logger, output: str | None, fmt: logging.Formatter, stream: Any = None
+    ) -> None:
+        """Let the handler that is ours write to `output`; a second call takes the place of the first.
+
+        Without an `output` there is none any more. `-` is `stream`, or else standard error.
+        """
+        while (old := self._get_gunicorn_handler(log)) is not None:
+            log.removeHandler(old)
+        if output is None:
+            return
+        if output == "-":
             handler: logging.Handler = logging.StreamHandler(stream)
         else:
-            handler = logging.FileHandler(target)
+            handler = logging.FileHandler(output)
             if os.geteuid() == 0:
                 # The workers open it again, as who they are then.
                 os.chown(handler.baseFilename, self.cfg.uid, self.cfg.gid)
-        handler.setFormatter(logging.Formatter(fmt, self.datefmt))
+        handler.setFormatter(fmt)
         handler._gunicorn = True  # type: ignore[attr-defined]
-        logger.addHandler(handler)
+        log.addHandler(handler)
 
-    def _attach_syslog(self, logger: logging.Logger, name: str) -> None:
-        cfg = self.cfg
+    def _set_syslog_handler(self, log: logging.Logger, cfg: Any, fmt: str, name: str) -> None:
         facility = cfg.syslog_facility.lower()
-        if facility not in logging.handlers.SysLogHandler.facility_names:
+        if facility not in SYSLOG_FACILITIES:
             raise RuntimeError(f"there is no syslog facility {facility}")
         kind, address = parse_syslog_address(cfg.syslog_addr)
         handler = logging.handlers.SysLogHandler(address, facility, kind)
         # Names are gunicorn's, and so are the filters of those who have some.
         prefix = f"gunicorn.{cfg.syslog_prefix or cfg.proc_name}.{name}"
-        handler.setFormatter(logging.Formatter(f"{prefix.replace('%', '%%')}: {self.syslog_fmt}"))
+        handler.setFormatter(logging.Formatter(f"{prefix.replace('%', '%%')}: {fmt}"))
         handler._gunicorn_syslog = True  # type: ignore[attr-defined]
-        logger.addHandler(handler)
+        log.addHandler(handler)
 
+    def _get_user(self, environ: dict[str, Any]) -> str | None:
+        """Give the user of Basic authentication."""
+        scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        with contextlib.suppress(binascii.Error, ValueError):
+            return base64.b64decode(credentials.strip().encode()).decode("utf-8", "replace").partition(":")[0]
+        return None
+
+    @property
     def access_log_enabled(self) -> bool:
         cfg = self.cfg
         syslog = cfg.syslog and not cfg.disable_redirect_access_to_syslog
@@ -156,7 +186,7 @@ class Logger(_log.Logger):
         atoms = {
             "h": environ.get("REMOTE_ADDR") or "-",
             "l": "-",
-            "u": _user(environ) or "-",
+            "u": self._get_user(environ) or "-",
             "t": self.now(),
             "r": "{REQUEST_METHOD} {RAW_URI} {SERVER_PROTOCOL}".format_map(environ),
             "s": status,
@@ -179,7 +209,7 @@ class Logger(_log.Logger):
         return atoms
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
-        if not self.access_log_enabled():
+        if not self.access_log_enabled:
             return
         atoms = self.atoms_wrapper_class(self.atoms(resp, req, environ, request_time))
         try:
@@ -231,14 +261,9 @@ def _file_handlers() -> list[logging.FileHandler]:
     return list(found)
 
 
-def _user(environ: dict[str, Any]) -> str | None:
-    """Give the user of Basic authentication."""
-    scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    with contextlib.suppress(binascii.Error, ValueError):
-        return base64.b64decode(credentials.strip().encode()).decode("utf-8", "replace").partition(":")[0]
-    return None
+def loggers() -> list[logging.Logger]:
+    """Give every logger that somebody has asked for by its name."""
+    return [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
 
 
 def start(values: dict[str, Any]) -> tuple[Any, int]:
@@ -248,6 +273,28 @@ def start(values: dict[str, Any]) -> tuple[Any, int]:
     cfg = Config(values)
     _log.current = make(cfg.logger_class)(cfg)
     return _log.current, _log.current.error_log.getEffectiveLevel()
+
+
+def adopt(values: dict[str, Any], errors: bool, access: bool) -> tuple[Any, int]:
+    """Make a logger of `gunicorn.error` and `gunicorn.access` as somebody left them. Return as `start`.
+
+    `errors` and `access` say of which of them the server's own lines become records.
+    """
+    from ringhorn._config import Config
+
+    # The master may have made it, for its messages. A worker has settings of its own.
+    logger = _log.current or Logger.__new__(Logger)
+    # Not as a new logger begins: that would take back what makes these ones special.
+    _log.Logger.__init__(logger, Config(values))
+    if errors:
+        _log.diverted = True
+        _log.current = logger
+    _log.access_diverted = access
+    for handler in logger.access_log.handlers:
+        if access and isinstance(handler, _log.AccessFile) and handler.stream is None:
+            # As the server opens it: at the start, where a failure is told, and so that the file is there.
+            handler.stream = handler._open()
+    return logger, logger.error_log.getEffectiveLevel()
 
 
 def make(wanted: Any) -> Any:
@@ -268,6 +315,14 @@ def access(logger: Any, resp: Any, req: Any, environ: dict[str, Any], micros: in
     logger.access(resp, req, environ, datetime.timedelta(microseconds=micros))
 
 
-def failed(logger: Any, uri: str, error: BaseException, tb: Any) -> None:
-    """Tell that a request failed, with the exception in the record as error trackers want it."""
-    logger.error("Error handling request %s", uri, exc_info=(type(error), error, tb))
+def metric(logger: Any, text: str, name: str, value: int, kind: str) -> None:
+    """Tell a metric of the master as gunicorn tells it: a class that derives from its Statsd sends it."""
+    logger.debug(text, extra={"metric": name, "value": value, "mtype": kind})
+
+
+def failed(logger: Any, method: str, uri: str, error: BaseException, tb: Any) -> None:
+    """Tell that a request failed, with the exception in the record and in gunicorn's words.
+
+    Error trackers read the one and group by the others.
+    """
+    logger.exception("Error handling request %s %s", method, uri, exc_info=(type(error), error, tb))

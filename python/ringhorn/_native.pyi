@@ -37,6 +37,9 @@ def serve(
 def positional(argv: list[str]) -> list[str]:
     """Give the arguments of a command line that are no options. Leaves with code 2 when it is wrong."""
 
+def options(argv: list[str]) -> dict[str, Any]:
+    """Give the settings that a command line has options for. Leaves with code 1 or 2 when it is wrong."""
+
 def default_settings() -> dict[str, Any]:
     """Give the default of every setting, by name."""
 

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from ringhorn import _log, _native
 from ringhorn._config import Config, parse_address
@@ -25,7 +26,7 @@ class Server:
     def __init__(
         self, settings: dict[str, Any], load: Callable[[], Any] | None = None, owner: Any = None
     ) -> None:
-        self.cfg = Config(settings)
+        self.cfg = _entered(settings)
         self.log = _log.of(self.cfg)
         self.pid = os.getpid()
         self.app: Any = owner
@@ -56,6 +57,11 @@ class Server:
     @property
     def proc_name(self) -> str:
         return self.cfg.proc_name
+
+    @property
+    def pidfile(self) -> Pidfile | None:
+        path = self.cfg.pidfile
+        return Pidfile(path, self.pid) if path else None
 
     @property
     def num_workers(self) -> int | None:
@@ -97,7 +103,7 @@ class Server:
     # --- steps of the master's life, called by the extension module
 
     def _configure(self, settings: dict[str, Any]) -> None:
-        self.cfg = Config(settings)
+        self.cfg = _entered(settings)
         self.log = _log.of(self.cfg)
         if isinstance(self.app, Application):
             self.app.configure(self.cfg)
@@ -179,6 +185,13 @@ class Server:
             self._call("post_worker_init", worker)
             worker.booted = True
 
+    def begin_late(self, application: object) -> None:
+        """Make the worker, in its own process, where no hook wanted one before."""
+        self._worker = worker = Worker(self, self.worker_age)
+        worker.pid, worker.ppid = os.getpid(), os.getppid()
+        worker.wsgi = worker.app.callable = application
+        worker.booted = True
+
     def worker_exit(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -208,6 +221,22 @@ class Server:
             self._call(name, self._worker)
         except Exception:
             self.log.exception("Exception in %s hook", name)
+
+
+def _entered(settings: dict[str, Any]) -> Config:
+    """Give the settings as they are once the directory of `chdir` has been entered."""
+    if settings["chdir"] is not None:
+        # Counted from there a relative name would be another directory.
+        settings["chdir"] = os.getcwd()
+    return Config(settings)
+
+
+class Pidfile:
+    """`server.pidfile`. The file is the server's own business."""
+
+    def __init__(self, fname: str, pid: int) -> None:
+        self.fname = fname
+        self.pid = pid
 
 
 class Application:
@@ -248,6 +277,10 @@ class Listener:
 
 class Worker:
     """gunicorn's worker as hooks know it. The master has one for each worker, a worker has its own."""
+
+    SIGNALS = [
+        getattr(signal, "SIG" + name) for name in "ABRT HUP QUIT INT TERM USR1 USR2 WINCH CHLD".split()
+    ]
 
     def __init__(self, server: Server, age: int) -> None:
         self.age = age
@@ -346,12 +379,75 @@ class Request:
     def trailers(self) -> list[tuple[str, str]]:
         return []
 
+    def _variables(self) -> tuple[Any, ...]:
+        """Give what the environ is made from. `pre_request` may have changed any of it."""
+        return (
+            self.method,
+            self.uri,
+            self.path,
+            self.query,
+            self.version,
+            self.scheme,
+            self.body,
+            list(self.headers),
+        )
+
     def force_close(self) -> None:
         """Close the connection after this request. Has an effect in `pre_request`."""
         self.must_close = True
 
     def should_close(self) -> bool:
         return self.must_close or not self._keep_alive
+
+
+def change_environ(
+    environ: dict[str, Any], sent: tuple[Any, ...], wanted: tuple[Any, ...], unix: bool
+) -> None:
+    """Make the environ of a request what gunicorn would have made it from `wanted`; it is that of `sent`."""
+    method, uri, path, query, version, scheme, body, headers = wanted
+    environ["REQUEST_METHOD"] = method
+    environ["RAW_URI"] = uri
+    environ["QUERY_STRING"] = query
+    environ["SERVER_PROTOCOL"] = "HTTP/" + ".".join(map(str, version))
+    environ["wsgi.url_scheme"] = scheme
+    environ["wsgi.input"] = body
+    script = environ["SCRIPT_NAME"]
+    if headers != sent[-1]:
+        script = _change_headers(environ, sent[-1], headers, script)
+    if path != sent[2] or script != environ["SCRIPT_NAME"]:
+        if not path.startswith(script):
+            raise ValueError(f"the path {path!r} is not below SCRIPT_NAME {script!r}")
+        environ["PATH_INFO"] = unquote_to_bytes(path[len(script) :]).decode("latin-1")
+        environ["SCRIPT_NAME"] = script
+    host = dict(headers).get("HOST") if unix else None
+    if host:
+        name, colon, port = host.rpartition(":")
+        if not colon or "]" in port:
+            name, port = host, {"http": "80", "https": "443"}.get(scheme, "")
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = name, port
+
+
+def _change_headers(
+    environ: dict[str, Any], sent: list[tuple[str, str]], headers: list[tuple[str, str]], script: str
+) -> str:
+    """Put `headers` in the place of those that came, and give the mount point that follows from them."""
+    for name, _ in sent:
+        environ.pop(_variable(name), None)
+        if name == "SCRIPT_NAME":
+            script = os.environ.get("SCRIPT_NAME", "")
+    for name, value in headers:
+        key = _variable(name)
+        if name == "SCRIPT_NAME":
+            script = value
+        if key in environ and key.startswith("HTTP_"):
+            value = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + value
+        environ[key] = value
+    return script
+
+
+def _variable(name: str) -> str:
+    key = name.replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
 
 
 class Response:

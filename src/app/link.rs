@@ -793,7 +793,7 @@ impl Link {
 
     /// From here on no `100 Continue` is sent: an answer begins, in which it would be taken for a part of the
     /// body (RFC 9110 section 10.1.1). Returns whether one was owed.
-    pub(super) fn withdraw_continue(&self) -> bool {
+    pub(crate) fn withdraw_continue(&self) -> bool {
         self.continue_owed.load(Ordering::Relaxed) && self.continue_owed.swap(false, Ordering::Relaxed)
     }
 

@@ -70,6 +70,8 @@ pub struct Reply {
     /// Rests were queued: later bytes must queue behind them.
     behind: bool,
     gone: bool,
+    /// The application was told so, though its answer was complete before: nothing of that is missing.
+    unheard: bool,
     end: Option<End>,
     finished: bool,
     /// Status and body bytes of the error page that took the application's place.
@@ -103,6 +105,7 @@ impl Reply {
         self.started = false;
         self.behind = false;
         self.gone = false;
+        self.unheard = false;
         self.end = None;
         self.finished = false;
         self.failed = None;
@@ -197,6 +200,11 @@ impl Reply {
         self.encoder.force_close();
     }
 
+    /// Takes a [`Reply::start`] back whose headers cannot be sent: without another, the answer is 500.
+    pub(crate) fn unstart(&mut self) {
+        self.started = false;
+    }
+
     /// Whether [`Reply::start`] was called.
     #[must_use]
     pub fn is_started(&self) -> bool {
@@ -282,7 +290,11 @@ impl Reply {
             if self.link().is_draining() {
                 self.encoder.force_close();
             }
-            self.link().withdraw_continue();
+            if self.link().withdraw_continue() {
+                // The client may send the body all the same, or leave it out and send its next request: nobody could tell
+                // one from the other (RFC 9110 section 10.1.1).
+                self.encoder.force_close();
+            }
             let (name, value) = &self.echo;
             if !name.is_empty() && self.encoder.field(&name.to_ascii_lowercase()).is_none() {
                 // It was a field of the request, so it can be one of the answer.
@@ -487,6 +499,10 @@ impl Reply {
         if self.finished {
             return;
         }
+        if self.unheard {
+            // Requests behind this one may be owed their answers.
+            return self.finish();
+        }
         if self.encoder.head_sent() {
             // What was kept back is still the application's answer up to the failure.
             if !self.gone {
@@ -565,8 +581,10 @@ impl Reply {
         }
         let total = self.out.len() + body.len() + after.len();
         if total == 0 {
-            // What an application gives beyond its Content-Length is not sent; the socket may have been told the end.
-            return Ok(None);
+            // What an application gives beyond its Content-Length is not sent; the socket may have been told the end. Nor
+            // would sending tell of a client that has left, for which it may go on without end.
+            self.unheard = self.encoder.is_body_done() && (link.socket().has_got_all() || link.is_gone());
+            return if self.unheard { Err(Gone) } else { Ok(None) };
         }
         let mut sent = 0;
         // A whole answer that is one piece can wait for others. Of a longer one, the application may still be at work; and

@@ -371,6 +371,25 @@ pub fn positional(args: &[OsString]) -> Result<Vec<String>, ConfigError> {
     })
 }
 
+/// The settings that a command line gives, checked, by name.
+///
+/// # Errors
+/// It cannot be understood, or a value is not valid.
+pub fn options(args: &[OsString]) -> Result<Vec<(&'static str, Value)>, ConfigError> {
+    let parsed = match cli::parse(args, cli::Place::CommandLine, cli::Serving::Python)? {
+        cli::Outcome::Parsed(parsed) => parsed.values,
+        cli::Outcome::Print(_) => Vec::new(),
+    };
+    let mut values = Values::defaults();
+    let mut given = Vec::with_capacity(parsed.len());
+    for (index, value) in parsed {
+        let option = SETTINGS[index].option().unwrap_or_default().to_owned();
+        values.apply(index, value, Source::CommandLine(option))?;
+        given.push((SETTINGS[index].name, values.entries[index].value.clone()));
+    }
+    Ok(given)
+}
+
 /// Checks one value of setting `name`, and gives it in the form that the setting keeps.
 ///
 /// # Errors

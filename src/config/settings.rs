@@ -857,7 +857,7 @@ pub static SETTINGS: &[Setting] = &[
         &["--no-pin"],
         Switch,
         YES,
-        "Tie each worker to a CPU of its own when there is one for each; --no-pin: never",
+        "Tie workers to CPUs if each can have its own; --no-pin: never",
     ),
     setting(
         Ringhorn,

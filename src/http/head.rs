@@ -748,7 +748,10 @@ pub fn relax(input: &mut [u8], scanned: usize, policy: &Policy) {
             return;
         }
         let is_folded = !is_request_line && matches!(input.get(lf + 1), Some(b' ' | b'\t'));
-        if is_folded && policy.permit_obsolete_folding {
+        // A fold continues a value: it does not bring the colon.
+        let is_folded =
+            is_folded && policy.permit_obsolete_folding && memchr(b':', &input[line_start..lf]).is_some();
+        if is_folded {
             input[lf - 1..=lf].fill(b' ');
             continue;
         }
@@ -1534,6 +1537,17 @@ mod tests {
         let policy = Policy { casefold_http_method: true, ..Policy::default() };
         assert_eq!(relaxed(lower, &policy).unwrap().method, "GET");
         assert!(policy.is_relaxed() && !Policy::default().is_relaxed());
+        // The name was on the line before, which the settings together made one of.
+        let policy = Policy { permit_obsolete_folding: true, strip_header_spaces: true, ..Policy::default() };
+        for lines in [
+            &b"Transfer-Encoding\r\n : chunked\r\n"[..],
+            b"Content-Length\r\n : 3\r\n",
+            b"X-A\r\n b\r\n\t: c\r\n",
+        ] {
+            assert_eq!(relaxed(&get(lines), &policy), Err(400));
+        }
+        let said = relaxed(&get(b"X-A :\r\n b\r\nX-B: c\r\n : d\r\n"), &policy).unwrap();
+        assert_eq!((said.field("X-A"), said.field("X-B")), (Some("b"), Some("c   : d")));
     }
 
     proptest! {

@@ -726,9 +726,13 @@ impl<'h> Master<'h> {
         if self.backlog_ms <= now_ms {
             self.backlog_ms = now_ms + BACKLOG_MS;
             if let Some(count) = self.listeners.waiting_connections() {
-                debug!("socket backlog: {count}");
-                if let Some(statsd) = observe::statsd::metrics() {
+                let text = format!("socket backlog: {count}");
+                let statsd = observe::statsd::metrics();
+                if let Some(statsd) = statsd {
                     statsd.backlog(count);
+                }
+                if statsd.is_some() || !observe::metric(&text, "gunicorn.backlog", count, "histogram") {
+                    debug!("{text}");
                 }
             }
         }
@@ -1295,6 +1299,9 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
 fn tell_workers(count: usize) {
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.workers(count);
+    } else {
+        let text = format!("{count} workers");
+        observe::metric(&text, "gunicorn.workers", u64::try_from(count).unwrap_or(u64::MAX), "gauge");
     }
 }
 

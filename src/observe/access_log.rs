@@ -134,6 +134,12 @@ impl AccessFormat {
         self.parts.iter().any(|part| matches!(part, Part::Atom { atom: Atom::Environ(_), .. }))
     }
 
+    /// Whether each line is a JSON object with everything.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.json.is_some()
+    }
+
     /// Compiles a format in the language of Python's `%` operator. Unknown atoms give `-`, as in
     /// gunicorn. The word `json` alone is a JSON object with everything.
     ///

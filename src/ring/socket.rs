@@ -163,6 +163,11 @@ impl Socket {
         );
     }
 
+    /// Whether the peer's last byte was received, or nobody wants more.
+    pub(crate) fn has_got_all(&self) -> bool {
+        either!(&self.inner, Inner::Kernel { ended, .. } => ended.load(Ordering::Relaxed) & GOT_ALL != 0, _half => false)
+    }
+
     /// Ends both directions. Whoever waits on the socket in this or another process is woken, and sees its end.
     ///
     /// # Errors

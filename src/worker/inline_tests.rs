@@ -217,6 +217,30 @@ fn a_large_body_that_nobody_reads_costs_the_connection_and_not_the_answer() {
     });
 }
 
+/// As a runner's answer in that place.
+#[test]
+fn an_answer_in_the_place_of_100_continue_is_the_last() {
+    on_both(|io| {
+        for defers in [false, true] {
+            let server = start(io, move |_| {
+                move |_: &Request<'_>, response: &mut Response<'_>| {
+                    if defers {
+                        response.defer().answer("not read\n");
+                    } else {
+                        response.body("not read\n");
+                    }
+                }
+            });
+            let mut stream = server.connect();
+            let head = "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 66000\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            let got = read_all(&mut stream);
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.ends_with("not read\n"), "{got}");
+            assert!(got.to_lowercase().contains("connection: close\r\n"), "{got}");
+        }
+    });
+}
+
 /// What a service may do with its responder: keep it for another request, a timer, a thread.
 fn later(worker: &Worker) -> impl Service + use<> {
     let worker = worker.clone();

@@ -765,11 +765,9 @@ impl Io {
                 return used;
             }
             match &mut conn.phase {
+                // `consume_input` goes on, with what the next head is forgiven.
+                Phase::Head if used > 0 && self.rules.policy.is_relaxed() => return used,
                 Phase::Head if self.inline.is_some() => {
-                    if used > 0 && self.rules.policy.is_relaxed() {
-                        // `consume_input` goes on, with what the next head is forgiven.
-                        return used;
-                    }
                     let (count, goes_on) = self.serve_inline(token, rest);
                     used += count;
                     if !goes_on {

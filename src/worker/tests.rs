@@ -509,6 +509,57 @@ fn expect_continue_is_answered_before_the_body() {
     });
 }
 
+/// The connection was kept, and what a client that leaves its body out then sends next was read as that body.
+#[test]
+fn an_answer_in_the_place_of_100_continue_is_the_last() {
+    on_both(|io| {
+        let rules = Rules { body_buffer_bytes: 8_192, ..rules() };
+        let server = Server::start(io, 1, rules, |exchange| answer(exchange, b"not read\n"));
+        for length in [15_000, 1_500_000] {
+            let mut stream = server.connect();
+            let head = format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let got = read_all(&mut stream);
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.ends_with("not read\n"), "{got}");
+            assert!(got.contains("Connection: close\r\n"), "{got}");
+        }
+    });
+}
+
+/// What is not sent meets no error: the application went on for a client that had left, and kept its thread, for good.
+#[test]
+fn an_endless_answer_to_a_head_request_ends_when_its_client_leaves() {
+    on_both(|io| {
+        let (send, ended) = mpsc::channel();
+        let server = Server::start(io, 1, rules(), move |exchange| {
+            if exchange.request.target() == b"/next" {
+                return answer(exchange, b"next\n");
+            }
+            exchange.reply.start(b"200 OK").unwrap();
+            exchange.reply.hold_pieces();
+            let until = Instant::now() + Duration::from_secs(10);
+            while exchange.reply.send(b"x", None, false, || Box::new(*b"x")).is_ok() && Instant::now() < until
+            {
+                thread::yield_now();
+            }
+            send.send(Instant::now() < until).unwrap();
+            exchange.reply.fail(500, "");
+        });
+        let request = "HEAD /events HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut stream = server.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        read_until(&mut stream, "\r\n\r\n");
+        drop(stream);
+        assert!(ended.recv().unwrap(), "it goes on");
+        // A client that has said all may wait for answers behind this one.
+        let got = server.exchange([request, &get("/next")].concat().as_bytes());
+        assert!(ended.recv().unwrap(), "it goes on");
+        assert!(got.ends_with("\r\n\r\nnext\n"), "{got}");
+    });
+}
+
 #[test]
 fn a_slow_reader_gets_every_byte_and_holds_no_runner() {
     let piece: Arc<Vec<u8>> = Arc::new((0..4_000_000_u32).map(|n| n.to_le_bytes()[1]).collect());

@@ -208,6 +208,12 @@ def test_raw_env_is_there_when_the_application_is_imported(serve, site, preload)
     assert serve("early:app", cwd=site.path, env={"PYTHONPATH": str(APPS)}).get("/").status == 200
 
 
+def test_an_imported_module_is_no_setting(site):
+    site(text="import io\nworkers = 3")
+    found = settings("hooked:app", cwd=site.path)
+    assert (found["io"][0], found["workers"][0]) == ("'auto'", "3")
+
+
 # --- what is wrong
 
 BAD = {

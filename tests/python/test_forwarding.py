@@ -104,6 +104,12 @@ def test_the_mount_point_by_environment(serve):
     assert site.get("/elsewhere").status == 500
 
 
+def test_a_mount_point_with_a_percent_sign(near):
+    """It is compared with what the client has sent, and not decoded."""
+    told = environ(near, "/a%20b/environ", "SCRIPT_NAME: /a%20b")
+    assert (told["SCRIPT_NAME"], told["PATH_INFO"]) == ("/a%20b", "/environ")
+
+
 def test_a_path_outside_of_the_mount_point(near):
     assert near.get("/environ", "SCRIPT_NAME: /below").status == 500
     assert near.get("/plain").status == 200
@@ -130,6 +136,14 @@ def test_underscores_are_kept_by_who_wants_them(serve):
     site = serve("pep3333:app", "-w", "1", "--header-map", "dangerous")
     told = environ(site, "/environ", "X-Real-User: alice", "X_Real_User: mallory")
     assert told["HTTP_X_REAL_USER"] == "alice,mallory"
+
+
+@pytest.mark.parametrize("options", [("--header-map", "dangerous"), ("--forwarder-headers", "*")])
+def test_an_underscore_does_not_make_the_length_or_type_of_a_body(serve, options):
+    site = serve("pep3333:app", "-w", "1", *options)
+    told = environ(site, "/environ", "Content_Length: 5", "Content_Type: text/x")
+    assert (told["HTTP_CONTENT_LENGTH"], told["HTTP_CONTENT_TYPE"]) == ("5", "text/x")
+    assert not told.get("CONTENT_LENGTH") and not told.get("CONTENT_TYPE")
 
 
 @pytest.mark.parametrize("names", ["REMOTE_USER,SSL_CLIENT", "*"])

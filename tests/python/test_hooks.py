@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import APPS, Server, run_to_end, serving, wait_until
+from harness import APPS, Server, request, run_to_end, serving, wait_until
 
 pytestmark = pytest.mark.ringhorn_only
 
@@ -236,6 +236,109 @@ def test_hooks_may_ask_for_the_application(serve, site, hook, preload):
     site.wait(f"greeting from {hook} True")
     assert site.named("same") == ["same True True"]
     assert site.named("import") == ["import"]
+
+
+CHANGING = """
+from io import BytesIO
+workers = 1
+
+def pre_request(worker, req):
+    kind = dict(req.headers).get("X-KIND", "")
+    if "append" in kind:
+        req.headers.append(("X-TRACE", "abc"))
+        req.headers.append(("CONTENT-TYPE", "text/x-mine"))
+    if "filter" in kind:
+        req.headers = [pair for pair in req.headers if pair[0] != "X-DROP"]
+    if "repeat" in kind:
+        req.headers += [("X-DROP", "2"), ("X-TWICE", "a"), ("X-TWICE", "b")]
+    if "generator" in kind:
+        req.headers = (pair for pair in list(req.headers))
+    if "path" in kind:
+        req.path = "/env/%41%20b"
+    if "query" in kind:
+        req.query, req.uri = "z=9", "/zzz?z=9"
+    if "method" in kind:
+        req.method, req.scheme, req.version = "PUT", "https", (1, 0)
+    if "body" in kind:
+        req.body = BytesIO(b"in place of it")
+    if "script" in kind:
+        req.headers.append(("SCRIPT_NAME", "/old"))
+    if "outside" in kind:
+        req.headers.append(("SCRIPT_NAME", "/elsewhere"))
+    if "host" in kind:
+        req.headers = [("HOST", "other.example"), *[h for h in req.headers if h[0] != "HOST"]]
+    if "delete" in kind:
+        del req.path
+"""
+
+SHOWN = """
+import json
+
+def app(environ, start_response):
+    told = {key: value for key, value in environ.items() if isinstance(value, str)}
+    for key in ("SERVER_SOFTWARE", "SERVER_PORT", "REMOTE_PORT", "SERVER_NAME"):
+        told.pop(key, None)
+    told["body"] = environ["wsgi.input"].read().decode()
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(told).encode()]
+"""
+
+CHANGES = (
+    "nothing append filter repeat generator path query method body script outside host delete "
+    "append,filter,path,query,method,body path,script,repeat"
+).split()
+
+
+def test_what_pre_request_changes_reaches_the_application(start, site, tmp_path_factory):
+    """gunicorn makes the environ after the hook, from what the hook left."""
+    site.config(CHANGING)
+    (site.path / "shown.py").write_text(SHOWN)
+
+    def answers(server: Server) -> dict:
+        told = {}
+        for kind in CHANGES:
+            for target in ("/old?a=1", "/old/%41%2Fb"):
+                fields = [f"X-Kind: {kind}", "X-Drop: 1", "Cookie: a=b", "Connection: close"]
+                for body in (b"", b"body"):
+                    with server.client() as client:
+                        answer = client.ask(request("POST" if body else "GET", target, *fields, body=body))
+                    found = answer.json() if answer.status == 200 else answer.status
+                    told[kind, target, body] = found
+        # What one request was made is not what the next one is.
+        assert told["nothing", "/old?a=1", b""]["PATH_INFO"] == "/old"
+        return told
+
+    with serving(start) as keep:
+        ours = answers(keep("shown:app", ready=None, **site.options()))
+    oracle = Server(
+        GUNICORN,
+        ["-c", "gunicorn.conf.py", "shown:app"],
+        log=tmp_path_factory.mktemp("oracle") / "log",
+        **site.options(),
+    )
+    try:
+        theirs = answers(oracle)
+    finally:
+        oracle.kill()
+    changed = ours["append,filter,path,query,method,body", "/old?a=1", b"body"]
+    assert (changed["PATH_INFO"], changed["QUERY_STRING"]) == ("/env/A b", "z=9")
+    assert (changed["HTTP_X_TRACE"], changed["body"]) == ("abc", "in place of it")
+    for key, answer in theirs.items():
+        assert ours[key] == answer, key
+
+
+def test_a_changed_host_names_the_server_of_a_unix_socket(serve, site):
+    site.config(CHANGING)
+    (site.path / "named.py").write_text(
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        '    return [f\'{environ["SERVER_NAME"]}:{environ["SERVER_PORT"]}\'.encode()]\n'
+    )
+    path = site.path / "socket"
+    server = serve("named:app", "--bind", f"unix:{path}", ready=None, **site.options())
+    with server.client() as client:
+        assert client.get("/", "X-Kind: host,method").body == b"other.example:443"
+        assert client.get("/", "X-Kind: nothing").body == b"localhost:80"
 
 
 def test_an_application_that_a_hook_puts_in_its_place_is_served(serve, site):
@@ -572,6 +675,48 @@ def test_cfg_has_every_setting(serve, site):
         "None 0 gthread",
         "True False 30",
     ]
+
+
+CFG = """
+import logging
+wsgi_app = "hooked:app"
+bind = "127.0.0.1:0"
+workers = 1
+chdir = "inner"
+pythonpath = "lib,other"
+pidfile = "pid"
+from recorder import note
+
+def when_ready(server):
+    cfg = server.cfg
+    note("paths", cfg.chdir, cfg.pythonpath, cfg.config, cfg.sendfile, sorted(cfg.ssl_options))
+    note("pidfile", server.pidfile.fname, server.pidfile.pid == server.pid)
+
+def post_fork(server, worker):
+    note("of worker", worker.SIGNALS, worker.cfg.logger_class.__name__, worker.cfg.chdir)
+"""
+
+
+@pytest.mark.parametrize("unset", [False, True])
+def test_cfg_and_its_owners_are_gunicorns(start, site, tmp_path_factory, unset):
+    (site.path / "inner").mkdir()
+    text = CFG
+    if unset:
+        text = text.replace("chdir = ", "unused = ").replace("pythonpath = ", "also_unused = ")
+    site.config(text)
+    with serving(start) as keep:
+        keep(None, **site.options())
+        site.wait("of worker")
+    ours = site.named("paths", "pidfile", "of")
+    (site.path / "record").unlink()
+    log = tmp_path_factory.mktemp("oracle") / "log"
+    oracle = Server(GUNICORN, [], log=log, **site.options())
+    try:
+        site.wait("of worker")
+    finally:
+        oracle.kill()
+    assert ours == site.named("paths", "pidfile", "of")
+    assert len(ours) == 3
 
 
 def test_threads_that_when_ready_starts_do_not_hold_up_the_server(serve, site):

@@ -40,6 +40,7 @@ class Atoms(logging.Formatter):
         args = record.args
         if not isinstance(args, dict):
             return json.dumps({"level": record.levelname, "name": record.name, "message": record.getMessage(),
+                               "template": record.msg,
                                "exception": record.exc_info and record.exc_info[0].__name__})
         names = ["h", "l", "u", "r", "s", "m", "U", "q", "H", "b", "B", "f", "a", "T", "{x-asked}i",
                  "{X-MINE}o", "{raw_uri}e", "{none}i"]
@@ -148,7 +149,9 @@ def test_error_records_come_from_every_process_and_carry_the_exception(serve, pr
     wait_until(lambda: found("said by the application", "WARNING"), "the application's record")
     assert found("Listening at", "INFO")
     assert found("Booting worker", "INFO")
-    failure = found("Error handling request /fail", "ERROR")
+    # Error trackers group by the text before the arguments are in it.
+    failure = found("Error handling request GET /fail", "ERROR")
+    assert [record["template"] for record in failure] == ["Error handling request %s %s"]
     assert [record["exception"] for record in failure] == ["ValueError"]
 
 
@@ -209,6 +212,39 @@ def when_ready(server):
     log = server.log()
     assert re.search(r"\[INFO\] <mine 1> Listening at", log)
     assert "<mine 1> type Mine" in log
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_logger_class_may_set_gunicorns_handlers_anew(serve, project, base):
+    project_dir = project("logger_class, accesslog = 'mylog.Mine', 'access.log'\n")
+    (project_dir / "mylog.py").write_text(f"""
+import logging
+from {base} import CONFIG_DEFAULTS, SYSLOG_FACILITIES, Logger, loggers, parse_syslog_address
+
+class Mine(Logger):
+    def setup(self, cfg):
+        super().setup(cfg)
+        first = self._get_gunicorn_handler(self.error_log)
+        self._set_handler(self.error_log, cfg.errorlog, logging.Formatter("MINE %(levelname)s %(message)s"))
+        assert first not in self.error_log.handlers
+        self._set_handler(self.access_log, None, None)
+        assert self._get_gunicorn_handler(self.access_log) is None
+        self._set_handler(self.access_log, cfg.accesslog, logging.Formatter("A %(message)s"))
+        self.seen = [self.error_handlers, self.access_handlers, self.logfile, self.access_log_enabled]
+        assert {{"gunicorn.error", "gunicorn.access"}} <= {{logger.name for logger in loggers()}}
+
+    def exception(self, msg, *args, **kwargs):
+        super().exception("failed: " + msg, *args, **kwargs)
+""")
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/fail")
+    access = project_dir / "access.log"
+    wait_until(lambda: access.read_text(), "the access line")
+    assert re.fullmatch(r"A 127.0.0.1 .*\n", access.read_text())
+    assert re.search(r"^MINE INFO Listening at", server.log(), re.MULTILINE)
+    failed = r"^MINE ERROR failed: Error handling request GET /fail\nTraceback"
+    assert len(re.findall(failed, server.log(), re.MULTILINE)) == 1
+    assert "ValueError: as asked" in server.log()
 
 
 def test_what_the_io_thread_says_reaches_the_logger(serve, project):
@@ -400,6 +436,55 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
         has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")
 
 
+@pytest.mark.parametrize("base", ["gunicorn.instrument.statsd", "ringhorn._shim.gunicorn.instrument.statsd"])
+def test_a_logger_class_that_derives_from_statsd_sends_the_metrics(serve, project, base):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(0.01)
+        project_dir = project(f"""
+            statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
+            statsd_prefix = "shop"
+            dogstatsd_tags = "env:test"
+            enable_backlog_metric = True
+            logger_class = "mylog.Mine"
+
+            def post_request(worker, req, environ, resp):
+                worker.log.info("measured", extra={{"metric": "mine", "value": 3, "mtype": "gauge"}})
+        """)
+        (project_dir / "mylog.py").write_text(f"""
+from {base} import Statsd
+
+class Mine(Statsd):
+    def access(self, resp, req, environ, request_time):
+        super().access(resp, req, environ, request_time)
+        self.increment("asked" + environ["PATH_INFO"].replace("/", "."), 1)
+""")
+        server = serve(None, cwd=project_dir, ready=None)
+        server.get("/x")
+        server.get("/fail")
+        seen = []
+
+        def has(pattern):
+            def look():
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        seen.extend(statsd.recv(4096).decode().split("\n"))
+                return any(re.fullmatch(pattern, metric) for metric in seen)
+
+            wait_until(look, pattern)
+
+        has(r"shop\.asked\.x:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.asked\.fail:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.mine:3\|g\|#env:test")
+        has(r"shop\.gunicorn\.workers:1\|g\|#env:test")
+        has(r"shop\.gunicorn\.backlog:\d+\|h\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.200:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.duration:[\d.]+\|ms\|#env:test")
+        has(r"shop\.gunicorn\.log\.exception:1\|c\|@1\.0\|#env:test")
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
+
+
 def syslog_messages(server, daemon, wanted):
     """What `daemon`, a datagram socket, receives until every pattern of `wanted` was seen."""
     seen = []
@@ -448,7 +533,7 @@ def test_syslog_may_go_without_the_access_log(serve, project):
         server.get("/x")
         # Whoever failed later than the first request is told of later than its access line would be.
         server.get("/fail")
-        wanted = [r"<11>gunicorn\.shop\.error: \[\d+\] Error handling request /fail\nTraceback"]
+        wanted = [r"<11>gunicorn\.shop\.error: \[\d+\] Error handling request GET /fail\nTraceback"]
         seen = syslog_messages(server, daemon, wanted)
         assert not any("gunicorn.shop.access" in text for text in seen)
 

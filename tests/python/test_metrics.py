@@ -324,6 +324,13 @@ def test_readiness_ends_with_term_while_requests_are_finished(serve):
         site.process.send_signal(signal.SIGINT)
 
 
+def test_a_request_behind_a_health_page_is_forgiven_as_any_other(serve):
+    site = serve("pep3333:app", "-w", "1", *PATHS, "--permit-obsolete-folding")
+    with site.client() as client:
+        client.send(request("GET", "/healthz") + request("GET", "/plain", "X-Folded: a\r\n b"))
+        assert [client.read_response().status for _ in range(2)] == [200, 200]
+
+
 def test_health_paths_are_matched_exactly(site):
     with site.client() as client:
         answer = client.get("/healthz?verbose=1")

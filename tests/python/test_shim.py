@@ -275,6 +275,32 @@ def test_application_reads_all_sources(program, site):
     assert "Threads: up to 3 per worker" in server.log()
 
 
+def test_init_of_an_application_sees_the_options(program, site):
+    server = program(
+        """
+        import ringhorn
+        ringhorn.stand_in_for_gunicorn()
+        from gunicorn.app.base import Application
+
+        class Framework(Application):
+            def init(self, parser, opts, args):
+                from recorder import note
+                note("opts", opts.bind, opts.threads, opts.timeout, opts.certfile, args, opts.args)
+                return {"workers": opts.threads - 1}
+
+            def load(self):
+                from hooked import app
+                return app
+
+        import sys
+        sys.argv[1:] = ["--bind", "127.0.0.1:0", "--threads", "2", "x:y"]
+        Framework().run()
+        """
+    )
+    assert server.get("/").status == 200
+    assert "opts ['127.0.0.1:0'] 2 None None ['x:y'] ['x:y']" in site.record.read_text()
+
+
 def test_wsgiapp_run_is_the_command(program, site):
     server = program(
         """

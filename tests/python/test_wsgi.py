@@ -548,6 +548,12 @@ def test_what_must_not_reach_the_wire_is_a_500(site, kind):
     assert_500(site, answer)
 
 
+@pytest.mark.oracle_differs("gunicorn sends the answer without the header")
+@pytest.mark.parametrize("kind", ["value-lf", "value-number", "value-not-latin-1", "pair-of-three"])
+def test_an_error_of_start_response_that_is_swallowed_is_a_500(site, kind):
+    assert site.get(f"/swallowed_start/{kind}").status == 500
+
+
 @pytest.mark.ringhorn_only
 @pytest.mark.parametrize(
     "kind, named",

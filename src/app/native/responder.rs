@@ -180,6 +180,11 @@ impl Responder {
         }
     }
 
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn owes_continue(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| inner.exchange.reply.link().owes_continue())
+    }
+
     /// The reply, when nothing wrong was asked of it.
     fn ready(&mut self) -> Result<&mut Inner, Gone> {
         let inner = self.inner.as_mut().ok_or(Gone)?;

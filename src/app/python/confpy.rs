@@ -56,6 +56,10 @@ impl ConfigFile for Script<'_> {
                 continue;
             }
             match settings::index_of(&name) {
+                // Files that import `io` do not mean the setting, which gunicorn does not have.
+                Some(index)
+                    if value.is_instance_of::<PyModule>()
+                        && !matches!(SETTINGS[index].kind, Kind::Hook(_)) => {}
                 Some(index) => {
                     let value = setting(SETTINGS[index].kind, &value).map_err(|error| {
                         let what = format!("invalid {name}: {}", error.value(py));

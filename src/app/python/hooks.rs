@@ -123,9 +123,12 @@ impl Hooks {
             _ => Ok(None),
         };
         let (pre, post) = (hook("pre_request")?, hook("post_request")?);
+        // Messages alone may be Python's, too.
         let log = match super::log::logger(py) {
-            Some(logger) => Some((py.import("ringhorn._logger")?.getattr("access")?.unbind(), logger)),
-            None => None,
+            Some(logger) if settings.python_log => {
+                Some((py.import("ringhorn._logger")?.getattr("access")?.unbind(), logger))
+            }
+            _ => None,
         };
         if pre.is_none() && post.is_none() && log.is_none() {
             return Ok(None);
@@ -201,6 +204,24 @@ pub(super) fn configuration<'py>(py: Python<'py>, settings: &Settings) -> PyResu
     Ok(values)
 }
 
+/// What a `pre_request` has made of its request, which the environ is made from in gunicorn.
+pub(super) struct Changes<'py> {
+    sent: Bound<'py, PyAny>,
+    wanted: Bound<'py, PyAny>,
+}
+
+impl Changes<'_> {
+    /// Makes the environ of the request as it came that of the request as the hook wants it.
+    ///
+    /// # Errors
+    /// What Python raises: the hook left something that no environ can be made from.
+    pub(super) fn apply(&self, request: &Request, environ: &Bound<'_, PyDict>) -> PyResult<()> {
+        let module = environ.py().import(intern!(environ.py(), "ringhorn._server"))?;
+        let unix = request.link().listener().unix.is_some();
+        module.call_method1("change_environ", (environ, &self.sent, &self.wanted, unix)).map(drop)
+    }
+}
+
 /// `pre_request` and `post_request`, with what they are given.
 pub(super) struct RequestHooks {
     worker: Py<PyAny>,
@@ -214,7 +235,7 @@ pub(super) struct RequestHooks {
 }
 
 impl RequestHooks {
-    /// Makes `req` and calls `pre_request`.
+    /// Makes `req` and calls `pre_request`; with what that has changed.
     ///
     /// # Errors
     /// What Python raises while `req` is made.
@@ -223,11 +244,11 @@ impl RequestHooks {
         py: Python<'py>,
         exchange: &mut Exchange,
         input: &Bound<'py, PyAny>,
-    ) -> PyResult<(Bound<'py, PyAny>, PyResult<()>)> {
+    ) -> PyResult<(Bound<'py, PyAny>, PyResult<Option<Changes<'py>>>)> {
         let req = self.request(py, &exchange.request, input)?;
         let called = match &self.pre {
-            Some(pre) => pre.bind(py).call1((&self.worker, &req)).map(drop),
-            None => Ok(()),
+            Some(pre) => self.before_request(&req, pre.bind(py)),
+            None => Ok(None),
         };
         if req.getattr(intern!(py, "must_close")).is_ok_and(|close| close.is_truthy().unwrap_or(false)) {
             exchange.reply.force_close();
@@ -299,6 +320,19 @@ impl RequestHooks {
         if let Err(error) = called() {
             error!("Exception in post_request hook\n{}", traceback(py, &error));
         }
+    }
+
+    fn before_request<'py>(
+        &self,
+        req: &Bound<'py, PyAny>,
+        pre: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Changes<'py>>> {
+        let variables = intern!(req.py(), "_variables");
+        let sent = req.call_method0(variables)?;
+        pre.call1((&self.worker, req))?;
+        let wanted = req.call_method0(variables)?;
+        // What was left alone are the same objects, which are equal at a glance.
+        Ok(if sent.eq(&wanted)? { None } else { Some(Changes { sent, wanted }) })
     }
 
     fn request<'py>(

@@ -37,6 +37,7 @@ pub(super) struct PythonHost<'py> {
     /// The application, when it was loaded before the fork.
     application: Option<Py<PyAny>>,
     hooks: Option<Hooks>,
+    settings: Settings,
 }
 
 /// How the server was started, and what with: read again at a reload.
@@ -88,8 +89,14 @@ impl Source {
 }
 
 impl<'py> PythonHost<'py> {
-    pub(super) fn new(py: Python<'py>, start: Start, source: Source, hooks: Option<Hooks>) -> Self {
-        Self { py, start, source, application: None, hooks }
+    pub(super) fn new(
+        py: Python<'py>,
+        start: Start,
+        source: Source,
+        hooks: Option<Hooks>,
+        settings: Settings,
+    ) -> Self {
+        Self { py, start, source, application: None, hooks, settings }
     }
 
     /// Calls a step of the hooks, if there are any.
@@ -124,6 +131,11 @@ impl<'py> PythonHost<'py> {
         Ok(())
     }
 
+    /// Lets the master's messages go where a config file, a hook or the application wants them.
+    fn divert_messages(&self) -> Result<(), StartError> {
+        super::log::divert_messages(self.py, &self.settings).map_err(|error| unusable(&error))
+    }
+
     /// Loads the application, or takes the one that a hook has asked for already.
     fn load(&self, settings: &Settings) -> Result<Py<PyAny>, StartError> {
         let loaded = match &self.hooks {
@@ -139,9 +151,10 @@ impl<'py> PythonHost<'py> {
         }
     }
 
-    fn boot(&mut self, context: &WorkerContext) -> Result<Wsgi, StartError> {
+    fn boot(&mut self, context: &mut WorkerContext) -> Result<Wsgi, StartError> {
         let py = self.py;
-        let settings = &context.settings;
+        let settings = Arc::clone(&context.settings);
+        let mut settings = &*settings;
         let begun = SystemTime::now();
         // Once more, as in gunicorn: `post_fork` may have changed it.
         set_environment(py, settings).map_err(|error| unusable(&error))?;
@@ -154,6 +167,14 @@ impl<'py> PythonHost<'py> {
             watch::start(py, context, begun).map_err(|error| unusable(&error))?;
         }
         self.step("post_worker_init", (&application,), Exit::WorkerBoot)?;
+        if super::log::decide(py, settings).map_err(|error| unusable(&error))? && !settings.python_log {
+            Arc::make_mut(&mut context.settings).python_log = true;
+            settings = &context.settings;
+            if self.hooks.is_none() {
+                self.hooks = Hooks::of(py, settings, &self.source).map_err(|error| unusable(&error))?;
+                self.step("begin_late", (&application,), Exit::WorkerBoot)?;
+            }
+        }
         let hooks = match &self.hooks {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
             None => None,
@@ -231,7 +252,7 @@ impl Host for PythonHost<'_> {
         if let Err(error) = self.py.import("gc").and_then(|gc| gc.call_method0("freeze")) {
             debug!("cannot freeze the heap: {error}");
         }
-        Ok(())
+        self.divert_messages()
     }
 
     fn before_fork(&mut self) {
@@ -246,8 +267,8 @@ impl Host for PythonHost<'_> {
         after_fork_child(self.py);
     }
 
-    fn serve(&mut self, context: WorkerContext) -> i32 {
-        match self.boot(&context) {
+    fn serve(&mut self, mut context: WorkerContext) -> i32 {
+        match self.boot(&mut context) {
             Ok(wsgi) => {
                 super::log::start_writer();
                 worker::run(context, Arc::new(wsgi))
@@ -266,11 +287,13 @@ impl Host for PythonHost<'_> {
     }
 
     fn on_starting(&mut self) -> Result<(), StartError> {
-        self.step("on_starting", (), Exit::Start)
+        self.step("on_starting", (), Exit::Start)?;
+        self.divert_messages()
     }
 
     fn when_ready(&mut self, addresses: &[String]) -> Result<(), StartError> {
-        self.step("when_ready", (addresses,), Exit::Start)
+        self.step("when_ready", (addresses,), Exit::Start)?;
+        self.divert_messages()
     }
 
     fn pre_fork(&mut self, age: u64) -> Result<(), StartError> {
@@ -288,9 +311,13 @@ impl Host for PythonHost<'_> {
     }
 
     fn on_reload(&mut self, settings: &Settings) -> Result<(), StartError> {
-        let Some(hooks) = &self.hooks else { return Ok(()) };
-        hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
-        hooks.call(self.py, "on_reload", (settings.workers,), UNCAUGHT)
+        self.settings = settings.clone();
+        super::log::configure(self.py, settings).map_err(|error| unusable(&error))?;
+        if let Some(hooks) = &self.hooks {
+            hooks.configure(self.py, settings).map_err(|error| unusable(&error))?;
+            hooks.call(self.py, "on_reload", (settings.workers,), UNCAUGHT)?;
+        }
+        self.divert_messages()
     }
 
     fn pre_exec(&mut self) -> Result<(), StartError> {

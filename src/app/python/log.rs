@@ -11,14 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::hooks::configuration;
 use super::object::is_attached;
 use super::wsgi::traceback;
 use crate::config::Settings;
 use crate::limits::LOG_QUEUE_LINES_MAX;
-use crate::observe::{self, Level, Sink};
+use crate::observe::{self, Level, LogTarget, Sink};
 use crate::sync::lock;
 use crate::sys::signal;
 
@@ -33,6 +33,8 @@ thread_local! {
 /// A logger of Python, and the messages that wait for it.
 pub(super) struct PythonLog {
     logger: Py<PyAny>,
+    /// Whether it takes the server's messages, too, and not only its access lines.
+    messages: bool,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -59,7 +61,82 @@ impl Queue {
 /// What Python raises: no such class, an invalid configuration, a file that cannot be opened.
 pub(super) fn divert(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     let made = py.import("ringhorn._logger")?.call_method1("start", (configuration(py, settings)?,))?;
-    let (logger, level): (Py<PyAny>, i32) = made.extract()?;
+    let (logger, level) = made.extract()?;
+    set_level(level);
+    install(logger, true);
+    Ok(())
+}
+
+/// Whether somebody has given a logger, `error` or `access`, a filter, a handler, a level or a formatter that the
+/// server did not give it.
+fn is_changed(py: Python<'_>, name: &str) -> PyResult<bool> {
+    py.import("ringhorn._log")?.call_method1("changed", (name,))?.is_truthy()
+}
+
+/// Sends this process's messages through `gunicorn.error` when somebody has changed that logger, as they would go
+/// in gunicorn.
+///
+/// # Errors
+/// What Python raises.
+pub(super) fn divert_messages(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    if LOG.get().is_none() && is_changed(py, "error")? {
+        adopt(py, settings, true, false)?;
+    }
+    Ok(())
+}
+
+/// Tells `gunicorn.error` of a reload's `loglevel`.
+///
+/// # Errors
+/// What Python raises.
+pub(super) fn configure(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    py.import("ringhorn._log")?.call_method1("configure", (settings.loglevel.name(),)).map(drop)
+}
+
+/// Decides, once per worker, who writes its logs: Python, where somebody has changed a logger. Returns whether
+/// access lines are to be records of `gunicorn.access`.
+///
+/// # Errors
+/// What Python raises.
+pub(super) fn decide(py: Python<'_>, settings: &Settings) -> PyResult<bool> {
+    if settings.python_log {
+        return Ok(true);
+    }
+    let errors = LOG.get().is_some() || is_changed(py, "error")?;
+    let mut access = settings.accesslog != LogTarget::Off && is_changed(py, "access")?;
+    if access && settings.access_log_format.is_json() {
+        warn!(
+            "filters, handlers, level and formatters of gunicorn.access do not apply: access_log_format json is \
+             written by the server's own log only"
+        );
+        access = false;
+    }
+    if errors || access {
+        adopt(py, settings, errors, access)?;
+    }
+    Ok(access)
+}
+
+fn adopt(py: Python<'_>, settings: &Settings, errors: bool, access: bool) -> PyResult<()> {
+    let values = configuration(py, settings)?;
+    let made = py.import("ringhorn._logger")?.call_method1("adopt", (values, errors, access))?;
+    let (logger, level) = made.extract()?;
+    if errors {
+        set_level(level);
+    }
+    install(logger, errors);
+    Ok(())
+}
+
+fn install(logger: Py<PyAny>, messages: bool) {
+    let log = Arc::new(PythonLog { logger, messages, queue: Mutex::default(), changed: Condvar::new() });
+    if LOG.set(Arc::clone(&log)).is_ok() {
+        observe::divert(log);
+    }
+}
+
+/// Takes the least level of Python's logger for the server's messages.
+fn set_level(level: i32) {
     observe::set_level(match level {
         ..=10 => Level::Debug,
         11..=20 => Level::Info,
@@ -67,11 +144,6 @@ pub(super) fn divert(py: Python<'_>, settings: &Settings) -> PyResult<()> {
         31..=40 => Level::Error,
         _ => Level::Critical,
     });
-    let log = Arc::new(PythonLog { logger, queue: Mutex::default(), changed: Condvar::new() });
-    if LOG.set(Arc::clone(&log)).is_ok() {
-        observe::divert(log);
-    }
-    Ok(())
 }
 
 /// The logger, when Python writes the logs.
@@ -80,13 +152,13 @@ pub(super) fn logger(py: Python<'_>) -> Option<Py<PyAny>> {
 }
 
 /// Logs that a request failed, with its exception in the record. False when Python does not write the logs.
-pub(super) fn request_failed(py: Python<'_>, uri: &str, error: &PyErr) -> bool {
-    let Some(log) = LOG.get() else { return false };
+pub(super) fn request_failed(py: Python<'_>, method: &str, uri: &str, error: &PyErr) -> bool {
+    let Some(log) = LOG.get().filter(|log| log.messages) else { return false };
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.logged(Level::Error);
     }
     let told = py.import("ringhorn._logger").and_then(|module| {
-        module.call_method1("failed", (&log.logger, uri, error.value(py), error.traceback(py)))
+        module.call_method1("failed", (&log.logger, method, uri, error.value(py), error.traceback(py)))
     });
     told.is_ok()
 }
@@ -164,7 +236,7 @@ impl PythonLog {
 
 impl Sink for PythonLog {
     fn line(&self, level: Level, text: &str) -> bool {
-        if INSIDE.get() {
+        if !self.messages || INSIDE.get() {
             return false;
         }
         if is_attached() {
@@ -187,6 +259,22 @@ impl Sink for PythonLog {
         }
         drop(queue);
         self.changed.notify_all();
+        true
+    }
+
+    fn metric(&self, text: &str, name: &str, value: u64, kind: &str) -> bool {
+        // The master has no other thread that could say it.
+        if !self.messages || !is_attached() {
+            return false;
+        }
+        Python::attach(|py| {
+            let told = py.import("ringhorn._logger").and_then(|module| {
+                module.call_method1("metric", (&self.logger, text, name, value, kind)).map(drop)
+            });
+            if let Err(error) = told {
+                error!("logger.debug failed\n{}", traceback(py, &error));
+            }
+        });
         true
     }
 

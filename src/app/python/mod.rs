@@ -15,6 +15,7 @@ mod wsgi;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
@@ -99,7 +100,10 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     }
     let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings, &source));
     match hooks {
-        Ok(hooks) => master::run(settings, &mut PythonHost::new(py, start, source, hooks)),
+        Ok(hooks) => {
+            let mut host = PythonHost::new(py, start, source, hooks, settings.clone());
+            master::run(settings, &mut host)
+        }
         Err(error) => report(
             &StartError::new(Exit::Start, format!("cannot prepare Python: {error}"))
                 .detail(wsgi::traceback(py, &error)),
@@ -113,7 +117,15 @@ fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     if settings.python_log {
         return log::divert(py, settings);
     }
-    py.import("ringhorn._log")?.call_method1("install", (settings.loglevel.name(),)).map(drop)
+    let access = match &settings.accesslog {
+        observe::LogTarget::Off => None,
+        observe::LogTarget::Standard => Some(Path::new("-")),
+        observe::LogTarget::File(path) => Some(path.as_path()),
+    };
+    let module = py.import("ringhorn._log")?;
+    module.call_method1("install", (settings.loglevel.name(), access.map(Path::as_os_str)))?;
+    // A config file may have changed one of them already.
+    log::divert_messages(py, settings)
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.
@@ -232,6 +244,17 @@ fn positional(argv: Vec<OsString>) -> PyResult<Vec<String>> {
     config::positional(&argv).map_err(|error| PySystemExit::new_err(report(&error)))
 }
 
+/// The settings that arguments have options for, by name.
+#[pyfunction]
+fn options(py: Python<'_>, argv: Vec<OsString>) -> PyResult<Bound<'_, PyDict>> {
+    let given = config::options(&argv).map_err(|error| PySystemExit::new_err(report(&error)))?;
+    let options = PyDict::new(py);
+    for (name, value) in &given {
+        options.set_item(*name, confpy::to_python(py, value)?)?;
+    }
+    Ok(options)
+}
+
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -242,6 +265,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(operate, module)?)?;
     module.add_function(wrap_pyfunction!(serve, module)?)?;
     module.add_function(wrap_pyfunction!(positional, module)?)?;
+    module.add_function(wrap_pyfunction!(options, module)?)?;
     module.add_function(wrap_pyfunction!(log_message, module)?)?;
     module.add_function(wrap_pyfunction!(write_log, module)?)?;
     module.add_function(wrap_pyfunction!(signal_worker, module)?)?;

@@ -61,7 +61,8 @@ fn hash(name: &[u8]) -> usize {
     usize::try_from((hash ^ (hash >> 32)) & 0xffff_ffff).unwrap_or(0)
 }
 
-/// The environ variable of a field name (RFC 3875 section 4.1.18): upper case, `-` as `_`.
+/// The environ variable of a field name (RFC 3875 section 4.1.18): upper case, `-` as `_`. A name that only looks like
+/// one of the two special ones then is a field like any other (as in gunicorn).
 fn variable(name: &[u8]) -> Vec<u8> {
     let mut upper: Vec<u8> = name.iter().map(u8::to_ascii_uppercase).collect();
     for byte in &mut upper {
@@ -69,7 +70,7 @@ fn variable(name: &[u8]) -> Vec<u8> {
             *byte = b'_';
         }
     }
-    if upper == b"CONTENT_TYPE" || upper == b"CONTENT_LENGTH" {
+    if name.eq_ignore_ascii_case(b"content-type") || name.eq_ignore_ascii_case(b"content-length") {
         return upper;
     }
     [b"HTTP_", upper.as_slice()].concat()

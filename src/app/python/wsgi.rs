@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 use tracing::{debug, error, warn};
 
-use super::hooks::RequestHooks;
+use super::hooks::{Changes, RequestHooks};
 use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
@@ -298,6 +298,11 @@ fn begin(
         .map_err(|_| PyTypeError::new_err(format!("the status must be a str, not {}", type_name(status))))?;
     let line = latin1_bytes(status).ok_or_else(|| invalid("the status is not latin-1 text"))?;
     reply.start(line).map_err(|error| refused(&error))?;
+    // An application that swallows the error must not have its answer sent without what it asked for.
+    fields(reply, headers).inspect_err(|_| reply.unstart())
+}
+
+fn fields(reply: &mut Reply, headers: &Bound<'_, PyAny>) -> PyResult<()> {
     if let Ok(list) = headers.cast_exact::<PyList>() {
         for pair in list.iter() {
             header(reply, &pair)?;
@@ -558,6 +563,8 @@ struct WsgiRunner<'a, 'py> {
     http11: Bound<'py, PyString>,
     /// The environ of the request in hand, for `post_request`.
     environ: Option<Bound<'py, PyDict>>,
+    /// What `pre_request` changed about the request in hand.
+    changes: Option<Changes<'py>>,
 }
 
 /// The usual methods, ready-made.
@@ -595,6 +602,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             http10: intern_latin1(py, b"HTTP/1.0"),
             http11: intern_latin1(py, b"HTTP/1.1"),
             environ: None,
+            changes: None,
         })
     }
 
@@ -637,9 +645,8 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         if mount.is_empty() && path == request.target() && !path.contains(&b'%') {
             environ.set_item(intern!(py, "PATH_INFO"), &target)?;
         } else {
-            let decoded = percent_decode(path);
-            let below = decoded.strip_prefix(mount).unwrap_or(&decoded);
-            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, below))?;
+            // The mount point is as the client sent it, and is not decoded (as in gunicorn).
+            environ.set_item(intern!(py, "PATH_INFO"), latin1(py, &percent_decode(&path[mount.len()..])))?;
             if !mount.is_empty() {
                 environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, mount))?;
             }
@@ -698,6 +705,9 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
         let environ = self.environ(&exchange.request, input, length)?;
         REQUESTS.store(REQUESTS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if self.wsgi.hooks.is_some() {
+            if let Some(changes) = self.changes.take() {
+                changes.apply(&exchange.request, &environ)?;
+            }
             self.environ = Some(environ.clone());
         }
         let call = self.callables.call.get();
@@ -790,7 +800,10 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             Err(error) => return self.fail(exchange, input, &error),
         };
         match called {
-            Ok(()) => self.serve(exchange, input, length),
+            Ok(changes) => {
+                self.changes = changes;
+                self.serve(exchange, input, length);
+            }
             Err(error) => self.fail(exchange, input, &error),
         }
         hooks.after(self.py, &req, self.environ.take(), exchange);
@@ -810,16 +823,11 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
             exchange.reply.fail(failure.status(), &failure.to_string());
             return;
         }
-        if request_failed(py, &exchange.request.target().escape_ascii().to_string(), error) {
-            exchange.reply.fail(500, "");
-            return;
+        let method = exchange.request.method().escape_ascii().to_string();
+        let target = exchange.request.target().escape_ascii().to_string();
+        if !request_failed(py, &method, &target, error) {
+            error!("Error handling request {method} {target}\n{}", traceback(py, error));
         }
-        let what = format!(
-            "Error handling request {} {}",
-            exchange.request.method().escape_ascii(),
-            exchange.request.target().escape_ascii()
-        );
-        error!("{what}\n{}", traceback(py, error));
         exchange.reply.fail(500, "");
     }
 }

@@ -205,6 +205,10 @@ impl Inline {
             error_page(500, "", request.head.is_head, None, self.date.text(), &mut self.out);
             Called::Close
         } else {
+            if request.streamed && link.withdraw_continue() {
+                // As `Reply::send_head`.
+                draft.encoder.force_close();
+            }
             write_answer(draft, request.head.is_head, self.date.text(), &mut self.out)
         };
         if self.timed {

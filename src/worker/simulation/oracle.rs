@@ -267,7 +267,7 @@ impl Owed {
             Framing::Length(length) => (sent.min(length), sent >= length),
             Framing::Chunked | Framing::UntilClose => (sent, !failed),
         };
-        let keep = asked.keep_alive && !plan.closes && framing != Framing::UntilClose;
+        let keep = asked.keep_alive && !plan.closes && !record.unasked && framing != Framing::UntilClose;
         let mut last = if keep && complete && !failed { Last::Keep } else { Last::Close };
         if framing == Framing::UntilClose && failed {
             last = Last::Reset;

@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) took_ms: u64,
     /// The I/O thread has answered, because its time was over.
     pub(super) expired: bool,
+    /// It was answered in the place of `100 Continue`.
+    pub(super) unasked: bool,
     /// The runner has sent the last byte of the connection, and the end behind it.
     pub(super) sent_all: bool,
     /// A service has answered on the spot: with a body of known length; and, if true, written where the answers to the
@@ -405,6 +407,7 @@ impl Job {
         if !self.read_done && !late {
             return self.read(record);
         }
+        record.unasked |= self.voice.owes_continue();
         if self.plan.fails_at == Some(self.sent) {
             self.voice.fail(500, self.plan.abandons);
             return true;

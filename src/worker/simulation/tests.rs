@@ -245,6 +245,17 @@ fn body_bytes_behind_an_unsent_answer_wait_for_its_end() {
         },
         |_| (),
     );
+    // The same on a connection that goes on.
+    play(
+        || vec![post(0, 60_000, careless()), get(1, Plan::plain())],
+        |asked| {
+            let (begin, end) = asked[0].wire.split_at(10_000);
+            let begin = [&asked[0].head[..], begin].concat();
+            let end = Action::Send(end.to_vec());
+            vec![Action::Send(begin), Action::Wait(50), end, send(&asked[1]), Action::HalfClose]
+        },
+        |_| (),
+    );
 }
 
 /// The body that was whole counted as cut, and the request behind it was dropped.

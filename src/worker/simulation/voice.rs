@@ -46,6 +46,14 @@ impl Voice {
         !exchange.reply.encoder().keep_alive() && !link.has_rest() && !link.socket().has_sent_all()
     }
 
+    /// Whether the client waits for `100 Continue`, and nobody has begun to answer.
+    pub(super) fn owes_continue(&self) -> bool {
+        match self {
+            Self::Runner(exchange) => exchange.request.link().owes_continue(),
+            Self::Service(responder) => responder.as_ref().is_some_and(Responder::owes_continue),
+        }
+    }
+
     pub(super) fn is_expired(&self) -> bool {
         matches!(self, Self::Runner(exchange) if exchange.reply.is_expired())
     }

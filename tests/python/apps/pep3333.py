@@ -448,6 +448,14 @@ def bad_start(environ, start_response, rest, key):
 
 
 @route
+def swallowed_start(environ, start_response, rest, key):
+    """As bad_start, by an application that goes on as if nothing had happened."""
+    with contextlib.suppress(Exception):
+        return bad_start(environ, start_response, rest, key)
+    return [b"must not be seen"]
+
+
+@route
 def listed_fields(environ, start_response, rest, key):
     """Lists of two, which frameworks of one's own make; gunicorn unpacks them."""
     start_response("200 OK", [["X-Listed", "a"], ("X-Pair", "b"), *TEXT])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+from ringhorn._logger import (
+    CONFIG_DEFAULTS,
+    SYSLOG_FACILITIES,
+    Logger,
+    SafeAtoms,
+    loggers,
+    parse_syslog_address,
+)
 
-from ringhorn._logger import CONFIG_DEFAULTS, Logger, SafeAtoms
-
-__all__ = ["CONFIG_DEFAULTS", "Logger", "SafeAtoms", "loggers"]
-
-loggers = [logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")]
+__all__ = [
+    "CONFIG_DEFAULTS",
+    "SYSLOG_FACILITIES",
+    "Logger",
+    "SafeAtoms",
+    "loggers",
+    "parse_syslog_address",
+]

@@ -68,8 +68,10 @@ class Application(BaseApplication):
 
     def load_config(self) -> None:
         self._argv = sys.argv[1:]
-        options = SimpleNamespace(**dict.fromkeys(self.cfg.settings))
-        for name, value in (self.init(None, options, _native.positional(self._argv)) or {}).items():
+        args = _native.positional(self._argv)
+        given = dict.fromkeys(self.cfg.settings) | _native.options(self._argv)
+        options = SimpleNamespace(**given, args=args)
+        for name, value in (self.init(None, options, args) or {}).items():
             self.cfg.set(name.lower(), value)
 
     def chdir(self) -> None:
