@@ -271,7 +271,13 @@ def start(values: dict[str, Any]) -> tuple[Any, int]:
     from ringhorn._config import Config
 
     cfg = Config(values)
-    _log.current = make(cfg.logger_class)(cfg)
+    try:
+        wanted = make(cfg.logger_class)
+    except Exception as error:
+        # The message is to name the setting.
+        error.is_about_logger_class = True  # type: ignore[attr-defined]
+        raise
+    _log.current = wanted(cfg)
     return _log.current, _log.current.error_log.getEffectiveLevel()
 
 

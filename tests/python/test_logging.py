@@ -342,6 +342,9 @@ def test_a_configuration_that_cannot_be_used_ends_the_start(project, setting, re
     code, output = run_to_end([sys.executable, "-m", "ringhorn", "-b", "127.0.0.1:0"], cwd=project_dir)
     assert code == 1, output
     assert reason in output
+    name = setting.split(" ")[0]
+    assert re.search(rf"^error: {name} cannot be used: \w+: ", output, re.MULTILINE), output
+    assert re.search(r"^  from: .*gunicorn.conf.py.*", output, re.MULTILINE), output
 
 
 @pytest.mark.parametrize("python", [False, True])
@@ -395,12 +398,14 @@ def test_a_reload_changes_the_format_and_says_what_it_does_not_change(serve, pro
     project_dir = project(text)
     server = serve(None, cwd=project_dir, ready=None)
     server.get("/before")
-    project(text.replace("one", "two").replace("False", "True"))
+    project(text.replace("one", "two").replace("False", "True").replace('"access.log"', '"elsewhere.log"'))
     server.signal(signal.SIGHUP)
     access = project_dir / "access.log"
     wait_until(lambda: [server.get("/after"), "/after two\n" in access.read_text()][1], "the new format")
     assert access.read_text().startswith("/before one\n")
-    assert re.search(r"need a restart.*logconfig_dict", access.read_text() + server.log())
+    told = re.search(r"need a restart.*", access.read_text() + server.log())
+    assert told and "logconfig_dict" in told[0] and "accesslog" in told[0]
+    assert not (project_dir / "elsewhere.log").exists()
 
 
 @pytest.mark.parametrize("extra", ["", "logconfig_dict = {'loggers': {}}"])
