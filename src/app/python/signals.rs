@@ -125,6 +125,8 @@ pub(super) fn raised_in_request(py: Python<'_>, error: &PyErr) {
     match handlers {
         Ok(true) => leave(py, error),
         Ok(false) => {}
+        // A second signal, while this one was looked at.
+        Err(failure) if !failure.is_instance_of::<PyException>(py) => leave(py, &failure),
         Err(failure) => debug!("cannot tell who raised an exception: {failure}"),
     }
 }
