@@ -133,6 +133,17 @@ class Config:
         return value if isinstance(value, str) else value.__name__
 
     @property
+    def statsd_host(self) -> Any:
+        """The (host, port) or the path of the statsd server, as classes that derive from gunicorn's Statsd want it."""
+        value = self.settings["statsd_host"].value
+        if not value:
+            return None
+        # A host of that name, as in gunicorn, when a number follows.
+        if value.startswith("unix:") and value.removeprefix("unix:").isdecimal():
+            return "unix", int(value.removeprefix("unix:"))
+        return parse_address(value.removeprefix("udp://"), 8125)
+
+    @property
     def is_ssl(self) -> bool:
         return False
 

@@ -81,6 +81,9 @@ class AccessFile(logging.FileHandler):
 # What each logger was when it was connected: its handler, the handler's formatter and stream, and its level.
 _installed: dict[str, tuple[Any, int]] = {}
 
+# Where the handler of `gunicorn.access` writes.
+_accesslog: str | None = None
+
 # Whether the server's own messages, and its access lines, are records of Python in this process.
 diverted = False
 access_diverted = False
@@ -92,11 +95,7 @@ def install(level: str, accesslog: str | None) -> None:
     The server writes both logs itself all the same, until somebody changes one of these loggers.
     """
     error: logging.Handler = ServerHandler()
-    access: logging.Handler | None = None
-    if accesslog is not None:
-        access = logging.StreamHandler(sys.stdout) if accesslog == "-" else AccessFile(accesslog)
-        access.setFormatter(logging.Formatter("%(message)s"))
-        access._gunicorn = True  # type: ignore[attr-defined]
+    access = _access_handler(accesslog)
     threshold = LEVELS.get(level.lower(), logging.INFO)
     for name, handler, least in (("error", error, threshold), ("access", access, logging.INFO)):
         logger = logging.getLogger(f"gunicorn.{name}")
@@ -107,6 +106,17 @@ def install(level: str, accesslog: str | None) -> None:
         if handler is not None:
             logger.addHandler(handler)
         _installed[name] = (_ours(handler), least)
+
+
+def _access_handler(accesslog: str | None) -> logging.Handler | None:
+    global _accesslog
+    _accesslog = accesslog
+    if accesslog is None:
+        return None
+    handler = logging.StreamHandler(sys.stdout) if accesslog == "-" else AccessFile(accesslog)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler._gunicorn = True  # type: ignore[union-attr]
+    return handler
 
 
 def _ours(handler: Any) -> list[Any]:
@@ -134,8 +144,8 @@ def changed(name: str) -> bool:
     )
 
 
-def configure(level: str) -> None:
-    """Follow a reload's `loglevel`, unless somebody else has chosen one."""
+def configure(level: str, accesslog: str | None) -> None:
+    """Follow a reload's `loglevel`, unless somebody else has chosen one, and its `accesslog`."""
     if "error" not in _installed:
         return
     logger, (handlers, least) = logging.getLogger("gunicorn.error"), _installed["error"]
@@ -143,6 +153,24 @@ def configure(level: str) -> None:
         least = LEVELS.get(level.lower(), logging.INFO)
         logger.setLevel(least)
         _installed["error"] = (handlers, least)
+    if accesslog != _accesslog:
+        _move_access_log(accesslog)
+
+
+def _move_access_log(accesslog: str | None) -> None:
+    """Let `gunicorn.access` write somewhere else, with what somebody has done to its handler."""
+    logger, (before, least) = logging.getLogger("gunicorn.access"), _installed["access"]
+    handler = _access_handler(accesslog)
+    _installed["access"] = (_ours(handler), least)
+    for old in [old for old in logger.handlers if getattr(old, "_gunicorn", False)]:
+        logger.removeHandler(old)
+        if handler is not None:
+            handler.setLevel(old.level)
+            handler.filters[:] = old.filters
+            if old.formatter is not before[0][1]:
+                handler.setFormatter(old.formatter)
+    if handler is not None:
+        logger.addHandler(handler)
 
 
 class Errors:

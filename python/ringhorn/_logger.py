@@ -271,7 +271,13 @@ def start(values: dict[str, Any]) -> tuple[Any, int]:
     from ringhorn._config import Config
 
     cfg = Config(values)
-    _log.current = make(cfg.logger_class)(cfg)
+    try:
+        wanted = make(cfg.logger_class)
+    except Exception as error:
+        # The message is to name the setting.
+        error.is_about_logger_class = True  # type: ignore[attr-defined]
+        raise
+    _log.current = wanted(cfg)
     return _log.current, _log.current.error_log.getEffectiveLevel()
 
 
@@ -313,6 +319,11 @@ def make(wanted: Any) -> Any:
 def access(logger: Any, resp: Any, req: Any, environ: dict[str, Any], micros: int) -> None:
     """Write the line of a request that took `micros` microseconds."""
     logger.access(resp, req, environ, datetime.timedelta(microseconds=micros))
+
+
+def metric(logger: Any, text: str, name: str, value: int, kind: str) -> None:
+    """Tell a metric of the master as gunicorn tells it: a class that derives from its Statsd sends it."""
+    logger.debug(text, extra={"metric": name, "value": value, "mtype": kind})
 
 
 def failed(logger: Any, method: str, uri: str, error: BaseException, tb: Any) -> None:

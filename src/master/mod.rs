@@ -64,6 +64,8 @@ pub use self::sockets::{LocalAddr, SiblingListener, WorkerListener};
 const EXIT_PANIC: i32 = 255;
 /// How the master calls itself in the log, as gunicorn does.
 const NAME: &str = "Master";
+/// Longest time that the new master of an upgrade waits for the old one before it leaves, in ms.
+const LEAVE_TOGETHER_MS: u64 = 1_000;
 
 /// What the process around the master provides. All calls come on its main thread.
 pub trait Host {
@@ -724,9 +726,13 @@ impl<'h> Master<'h> {
         if self.backlog_ms <= now_ms {
             self.backlog_ms = now_ms + BACKLOG_MS;
             if let Some(count) = self.listeners.waiting_connections() {
-                debug!("socket backlog: {count}");
-                if let Some(statsd) = observe::statsd::metrics() {
+                let text = format!("socket backlog: {count}");
+                let statsd = observe::statsd::metrics();
+                if let Some(statsd) = statsd {
                     statsd.backlog(count);
+                }
+                if statsd.is_some() || !observe::metric(&text, "gunicorn.backlog", count, "histogram") {
+                    debug!("{text}");
                 }
             }
         }
@@ -748,8 +754,12 @@ impl<'h> Master<'h> {
                 error!("Reason: {reason}");
             }
         }
+        if exit == Exit::Done {
+            self.await_earlier_master();
+        }
         self.remove_pidfile();
         self.unlink_metrics();
+        self.unlink_sockets();
         self.close_control();
         // As in gunicorn, a server that a hook ended does not ask another one.
         if matches!(exit, Exit::Code(_)) {
@@ -760,6 +770,40 @@ impl<'h> Master<'h> {
             Err(error) => {
                 error!("{}", error.in_log());
                 error.exit()
+            }
+        }
+    }
+
+    /// Removes the files of unix sockets that nobody else has: whoever leaves last does so. A stop has done it before,
+    /// unless there was another master at that time.
+    fn unlink_sockets(&mut self) {
+        if let Some((_, earlier)) = self.earlier.take() {
+            // No other master was ever given what only an earlier generation had.
+            earlier.close_but(&[&self.listeners]);
+        }
+        if !self.slots.is_sharing() {
+            self.listeners.unlink();
+        }
+    }
+
+    /// When both masters of an upgrade are told to stop, they leave at about the same time, and each would leave the
+    /// sockets' files to the other. So this one waits a moment for the end of the old one, which, if it comes later,
+    /// knows that this one has ended.
+    fn await_earlier_master(&mut self) {
+        let give_up_ms = monotonic_ms().saturating_add(LEAVE_TOGETHER_MS);
+        while self.earlier_master.is_some() && self.listeners.have_files() {
+            let now_ms = monotonic_ms();
+            if process::parent_id() != self.earlier_master {
+                self.promote(now_ms);
+            } else if now_ms >= give_up_ms {
+                return;
+            } else if let Err(error) =
+                self.signals.wait(Some(Duration::from_millis(give_up_ms - now_ms)), Vec::new())
+            {
+                return debug!("cannot wait for the old master: {}", describe(&error));
+            }
+            if self.signals.take().iter().any(|signal| matches!(signal, Signal::INT | Signal::QUIT)) {
+                return;
             }
         }
     }
@@ -1220,6 +1264,8 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     keep("initgroups", old.initgroups != new.initgroups);
     keep("daemon", old.daemon != new.daemon);
     keep("errorlog", old.errorlog != new.errorlog);
+    // The logger of Python that writes it was made at the start.
+    keep("accesslog", old.python_log && old.accesslog != new.accesslog);
     keep("statsd_host", old.statsd != new.statsd);
     keep("metrics_bind", old.metrics_bind != new.metrics_bind);
     keep("capture_output", old.capture_output != new.capture_output);
@@ -1241,6 +1287,9 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
     (new.io, new.preload_app, new.daemon) = (old.io, old.preload_app, old.daemon);
     (new.user, new.group, new.initgroups) = (old.user, old.group, old.initgroups);
     new.errorlog = old.errorlog.clone();
+    if old.python_log {
+        new.accesslog = old.accesslog.clone();
+    }
     new.statsd = old.statsd.clone();
     new.metrics_bind = old.metrics_bind.clone();
     (new.capture_output, new.python_log) = (old.capture_output, old.python_log);
@@ -1255,6 +1304,9 @@ fn keep_what_cannot_change(old: &Settings, new: &mut Settings) {
 fn tell_workers(count: usize) {
     if let Some(statsd) = observe::statsd::metrics() {
         statsd.workers(count);
+    } else {
+        let text = format!("{count} workers");
+        observe::metric(&text, "gunicorn.workers", u64::try_from(count).unwrap_or(u64::MAX), "gauge");
     }
 }
 
@@ -1315,6 +1367,9 @@ fn log(note: &Note) {
         Note::BackOff { slot, delay_ms } => {
             let seconds = Duration::from_millis(*delay_ms).as_secs_f32();
             warn!("Worker {slot} could not run; the next try is in {seconds:.1} s");
+        }
+        Note::GivenUp { pid } => {
+            info!("Worker (pid:{pid}) is killed: it still loads, and is not needed any more");
         }
         Note::OutOfTime { workers } => {
             warn!("graceful_timeout is over; workers killed: {workers}");

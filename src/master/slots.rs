@@ -21,6 +21,10 @@ const BACK_OFF_MAX_MS: u64 = 10_000;
 const ABORT_MS: u64 = 1_000;
 /// Time workers get for a quick stop that hurries a stop under way, in ms. gunicorn's 2 s.
 const HURRY_MS: u64 = 2_000;
+/// Time that a worker gets which is told to leave while it loads, in ms. It serves nobody, and an import sees no TERM:
+/// it would load on until `graceful_timeout`, and take the CPU of its successor meanwhile. The time is for those that
+/// are about to be ready, and leave in order.
+const LOADING_MS: u64 = 1_000;
 /// How often heartbeats are looked at, in ms.
 const WATCH_MS: u64 = 1_000;
 /// Turns further apart than this mean that the master itself stood still (stopped, starved), in ms.
@@ -92,6 +96,8 @@ pub(super) enum Note {
     BackOff { slot: usize, delay_ms: u64 },
     /// A worker is silent for longer than `timeout`.
     TimedOut { pid: Pid },
+    /// A worker that was told to leave still loads, and is killed.
+    GivenUp { pid: Pid },
     /// `graceful_timeout` is over and this many workers are killed.
     OutOfTime { workers: usize },
     /// The first worker could not start, so the server will not either.
@@ -194,13 +200,24 @@ struct Worker {
     /// The last signal we sent that ends it.
     sent: Option<Signal>,
     aborted_ms: Option<u64>,
-    /// It was told to leave, and is killed at this time.
+    /// It was told to leave, and is killed at this time. In a stop only those that load have a time of their own.
     leave_ms: Option<u64>,
 }
 
 impl Worker {
     fn stays(&self) -> bool {
         self.leave_ms.is_none()
+    }
+
+    /// It has not served yet.
+    fn loads(&self) -> bool {
+        !self.seen.ready
+    }
+
+    /// Tells it to leave, if it was not told before.
+    fn leave(&mut self, now_ms: u64, graceful_ms: u64) {
+        let time_ms = if self.loads() { graceful_ms.min(LOADING_MS) } else { graceful_ms };
+        self.leave_ms.get_or_insert(now_ms + time_ms);
     }
 }
 
@@ -253,7 +270,8 @@ impl Slots {
         let running = self.phase == Phase::Running;
         let living = || self.workers.iter().filter(|worker| running && worker.sent != Some(Signal::KILL));
         let aborted = living().filter_map(|worker| Some(worker.aborted_ms? + ABORT_MS));
-        let leave = living().filter_map(|worker| worker.leave_ms);
+        let leaves = |worker: &&Worker| worker.sent != Some(Signal::KILL) && (running || worker.loads());
+        let leave = self.workers.iter().filter(leaves).filter_map(|worker| worker.leave_ms);
         let watch =
             (self.watching() && self.workers.iter().any(Worker::stays)).then_some(now_ms + self.watch_ms());
         let retire = self.slots.iter().enumerate().skip(self.target).filter_map(|(index, slot)| {
@@ -417,6 +435,10 @@ impl Slots {
         if !comes {
             return;
         }
+        if let Some(leave_ms) = &mut worker.leave_ms {
+            // It has served after all, and finishes what it has.
+            *leave_ms = now_ms + self.rules.graceful_ms;
+        }
         self.ready_once = true;
         let (slot, generation) = (worker.slot, worker.generation);
         if !self.workers[index].stays() || self.phase != Phase::Running {
@@ -539,7 +561,7 @@ impl Slots {
                 Phase::Stopping { exit, deadline_ms, expired } => {
                     let deadline_ms = deadline_ms.min(now_ms + HURRY_MS);
                     self.phase = Phase::Stopping { exit, deadline_ms, expired };
-                    self.send_all(Signal::QUIT);
+                    self.send_all(Signal::QUIT, now_ms);
                 }
                 Phase::Finished => {}
             },
@@ -681,7 +703,18 @@ impl Slots {
                 if workers > 0 {
                     self.actions.push(Action::Log(Note::OutOfTime { workers }));
                 }
-                self.send_all(Signal::KILL);
+                self.send_all(Signal::KILL, now_ms);
+            }
+            Phase::Stopping { expired: false, .. } => {
+                let overdue = |worker: &&mut Worker| {
+                    worker.loads()
+                        && worker.sent != Some(Signal::KILL)
+                        && worker.leave_ms.is_some_and(|at_ms| now_ms >= at_ms)
+                };
+                for worker in self.workers.iter_mut().filter(overdue) {
+                    self.actions.push(Action::Log(Note::GivenUp { pid: worker.pid }));
+                    send(&mut self.actions, worker, Signal::KILL);
+                }
             }
             Phase::Stopping { .. } | Phase::Finished => {}
         }
@@ -735,9 +768,9 @@ impl Slots {
 
     /// Tells a worker to leave for another one, or for none. Whoever is told already is not told again.
     fn retire(&mut self, pid: Pid, now_ms: u64) {
-        let leave_ms = now_ms + self.rules.graceful_ms;
+        let graceful_ms = self.rules.graceful_ms;
         if let Some(worker) = self.workers.iter_mut().find(|worker| worker.pid == pid && worker.stays()) {
-            worker.leave_ms = Some(leave_ms);
+            worker.leave(now_ms, graceful_ms);
             if worker.sent.is_none() {
                 worker.sent = Some(Signal::TERM);
                 self.actions.push(Action::Leave { pid, order: Order::Retire });
@@ -864,6 +897,10 @@ impl Slots {
                 (Some(at_ms), _) if now_ms >= at_ms + ABORT_MS => {
                     send(&mut self.actions, worker, Signal::KILL);
                 }
+                (None, Some(at_ms)) if now_ms >= at_ms && worker.loads() => {
+                    self.actions.push(Action::Log(Note::GivenUp { pid: worker.pid }));
+                    send(&mut self.actions, worker, Signal::KILL);
+                }
                 (None, Some(at_ms)) if now_ms >= at_ms => {
                     self.actions.push(Action::Log(Note::OutOfTime { workers: 1 }));
                     send(&mut self.actions, worker, Signal::KILL);
@@ -881,22 +918,28 @@ impl Slots {
     fn stop(&mut self, exit: Exit, signal: Signal, now_ms: u64) {
         self.phase = Phase::Stopping { exit, deadline_ms: now_ms + self.rules.graceful_ms, expired: false };
         self.actions.push(Action::StopListening);
-        self.send_all(signal);
+        self.send_all(signal, now_ms);
     }
 
     /// A quick stop kills workers that are still loading: they have nothing in hand, and nobody in
-    /// them listens before the application is there.
-    fn send_all(&mut self, signal: Signal) {
+    /// them listens before the application is there. So does a graceful one after a moment, where another worker of
+    /// the slot serves: who waits in its queue is answered by that one.
+    fn send_all(&mut self, signal: Signal, now_ms: u64) {
         let order = if self.is_sharing() { Order::Leave } else { Order::Close };
+        let serves = |worker: &&Worker| !worker.loads() && worker.aborted_ms.is_none();
+        let served: Vec<usize> = self.workers.iter().filter(serves).map(|worker| worker.slot).collect();
         for worker in &mut self.workers {
             if worker.sent == Some(Signal::KILL) {
                 continue;
             }
             if signal == Signal::TERM {
                 worker.sent = Some(signal);
+                if worker.loads() && served.contains(&worker.slot) {
+                    worker.leave(now_ms, self.rules.graceful_ms);
+                }
                 self.actions.push(Action::Leave { pid: worker.pid, order });
             } else {
-                let loading = signal == Signal::QUIT && !worker.seen.ready;
+                let loading = signal == Signal::QUIT && worker.loads();
                 send(&mut self.actions, worker, if loading { Signal::KILL } else { signal });
             }
         }

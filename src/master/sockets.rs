@@ -455,6 +455,11 @@ impl Listeners {
         (own, siblings)
     }
 
+    /// Whether [`Listeners::unlink`] has a file to remove.
+    pub(super) fn have_files(&self) -> bool {
+        self.groups.iter().any(|group| matches!(group.sockets, Sockets::Shared(_, Some(_))))
+    }
+
     /// Removes the files of our unix sockets, unless somebody else's are there by now. New clients
     /// are refused from here on; those that wait are served. For the master only.
     pub(super) fn unlink(&mut self) {

@@ -62,6 +62,9 @@ static SINK: OnceLock<Arc<dyn Sink>> = OnceLock::new();
 pub trait Sink: Send + Sync {
     /// Takes a message: false leaves it to the error log. Must not block a thread that serves connections.
     fn line(&self, level: Level, text: &str) -> bool;
+    /// Takes a metric of the master, with the message that tells of it and its kind, `gauge` or `histogram`. Whoever
+    /// writes the messages may send metrics of their own. False when it did not.
+    fn metric(&self, text: &str, name: &str, value: u64, kind: &str) -> bool;
     /// Opens files again, after they were moved away (USR1).
     fn reopen(&self);
     /// Waits at most `patience` until every message that was taken has been written.
@@ -71,6 +74,11 @@ pub trait Sink: Send + Sync {
 /// Sends the messages from here on to `sink`. Only the first one becomes the process's.
 pub fn divert(sink: Arc<dyn Sink>) {
     let _ = SINK.set(sink);
+}
+
+/// Gives a metric of the master, and the message that tells of it, to the sink. False when there is none that took it.
+pub fn metric(text: &str, name: &str, value: u64, kind: &str) -> bool {
+    SINK.get().is_some_and(|sink| sink.metric(text, name, value, kind))
 }
 
 /// Waits, for a bounded time, until the messages so far are written: the process is about to end.

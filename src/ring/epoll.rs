@@ -347,12 +347,19 @@ impl Driver for Epoll {
             Timespec { tv_sec: ms / 1_000, tv_nsec: (ms % 1_000) * 1_000_000 }
         });
         self.reports.clear();
-        let waited =
+        let mut waited =
             epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.reports), timeout.as_ref());
+        if waited == Err(rustix::io::Errno::INTR) {
+            events.push(Event::Woken);
+            // The process may have stood still (SIGSTOP). What came meanwhile must be seen before the clock is: it came
+            // in time, and its deadline is over by now.
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            waited =
+                epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.reports), Some(&at_once));
+        }
         self.now_ms = monotonic_ms();
         match waited {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => events.push(Event::Woken),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         for index in 0..self.reports.len() {

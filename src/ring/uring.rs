@@ -672,6 +672,7 @@ impl Driver for Uring {
         let before_ms = self.state.now_ms;
         let mut wait = timeout;
         let mut completed = 0;
+        let mut looked = false;
         for round in 0.. {
             self.prepare();
             if !self.state.detached.is_empty() {
@@ -694,8 +695,15 @@ impl Driver for Uring {
                 Some(libc::ETIME | libc::EAGAIN | libc::EBUSY) => false,
                 Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
             };
-            if interrupted {
+            if interrupted && !looked {
                 events.push(Event::Woken);
+            }
+            // The process may have stood still (SIGSTOP). What came meanwhile must be seen before the clock is: it came
+            // in time, and its deadline is over by now.
+            let hidden = errno.is_none() && completed == 0 && wait != Some(Duration::ZERO);
+            if (interrupted || hidden) && !looked {
+                (looked, wait) = (true, Some(Duration::ZERO));
+                continue;
             }
             // No submission may be left over: see the head of this file.
             if self.ring.submission().is_empty() {

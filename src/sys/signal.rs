@@ -15,6 +15,8 @@ pub use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 pub use rustix::process::Signal;
 
+use super::atfork;
+
 /// Bit n is signal n. Signals that came and were not taken yet.
 static PENDING: AtomicU64 = AtomicU64::new(0);
 /// Signals whose handler is ours.
@@ -124,9 +126,8 @@ impl Signals {
         for signal in earlier.iter() {
             set_action(signal, libc::SIG_DFL)?;
         }
-        let handler: extern "C" fn(libc::c_int) = on_signal;
         for signal in set.iter() {
-            set_action(signal, handler as libc::sighandler_t)?;
+            handle_again(signal)?;
         }
         Ok(Self { event })
     }
@@ -177,6 +178,33 @@ impl Signals {
     }
 }
 
+/// Handles `signal`, one of those that [`Signals::install`] was given, where somebody has put another handler.
+///
+/// # Errors
+/// A signal that cannot be handled.
+pub fn handle_again(signal: Signal) -> io::Result<()> {
+    let handler: extern "C" fn(libc::c_int) = on_signal;
+    set_action(signal, handler as libc::sighandler_t)
+}
+
+/// The process's handler of a signal, to be compared with another.
+///
+/// # Errors
+/// None that a named signal can cause.
+pub fn handler(signal: Signal) -> io::Result<usize> {
+    handler_of(signal.as_raw())
+}
+
+fn handler_of(number: i32) -> io::Result<libc::sighandler_t> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the new action is not given, and `action` is a valid place for the old one.
+    if unsafe { libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction(2) filled it: it returned 0.
+    Ok(unsafe { action.assume_init() }.sa_sigaction)
+}
+
 /// Records `signal` as if it had come, and wakes whoever waits for signals. For a handler that took its place.
 pub fn inject(signal: Signal) {
     on_signal(signal.as_raw());
@@ -194,13 +222,7 @@ pub fn spare() -> i32 {
 /// # Errors
 /// The signal has no handler: it would end the process.
 pub fn raise_in_this_thread(number: i32) -> io::Result<()> {
-    let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: the new action is not given, and `action` is a valid place for the old one.
-    if unsafe { libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: sigaction(2) filled it: it returned 0.
-    let handler = unsafe { action.assume_init() }.sa_sigaction;
+    let handler = handler_of(number)?;
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the signal has no handler"));
     }
@@ -292,6 +314,10 @@ fn set_action(signal: Signal, handler: libc::sighandler_t) -> io::Result<()> {
 
 /// Runs in a signal handler: atomics and write(2) only (signal-safety(7)), errno kept.
 extern "C" fn on_signal(number: libc::c_int) {
+    // A child of the application is no worker, and may have opened something of its own under the eventfd's number.
+    if atfork::is_child() {
+        return;
+    }
     // SAFETY: the errno of the calling thread always has an address.
     let place = unsafe { libc::__errno_location() };
     // SAFETY: `place` is this thread's errno, valid while the thread lives.

@@ -189,6 +189,27 @@ def test_changed_loggers_with_files_follow_usr1(serve, project):
     assert "/health" not in access.read_text()
 
 
+@pytest.mark.ringhorn_only
+def test_a_reload_moves_a_changed_access_log(serve, project):
+    config = (
+        "accesslog = 'one.log'\ndef on_starting(server): server.log.access_log.handlers[0].addFilter(F())\n"
+    )
+    config += "from borrowing import NoHealth as F\n"
+    project_dir = project(config)
+    server = serve(None, cwd=project_dir, ready=None)
+    server.get("/a")
+    wait_until(lambda: "GET /a 200\n" in (project_dir / "one.log").read_text(), "the first line")
+    project(config.replace("one.log", "two.log"))
+    server.signal(signal.SIGHUP)
+    moved = project_dir / "two.log"
+    wait_until(
+        lambda: [server.get("/health"), server.get("/b"), moved.exists() and moved.read_text()][2],
+        "the new file",
+    )
+    wait_until(lambda: "GET /b 200\n" in moved.read_text(), "the second line")
+    assert "/health" not in moved.read_text()
+
+
 def test_the_error_logs_stream(serve, project):
     config = """
         def when_ready(server):

@@ -499,6 +499,53 @@ def test_a_unix_socket_outlives_an_upgrade_and_goes_with_the_last_master(serve, 
     assert not socket.exists()
 
 
+def test_both_masters_of_an_upgrade_stop_at_once_and_leave_no_unix_socket(serve, tmp_path):
+    """Each left the file to the other one."""
+    pidfile, socket = tmp_path / "pid", tmp_path / "app.sock"
+    site = serve("pep3333:app", "--workers", "2", "--bind", f"unix:{socket}", "--pid", str(pidfile))
+    with upgraded(site, pidfile) as new:
+        os.kill(new.pid, signal.SIGTERM)
+        site.signal(signal.SIGTERM)
+        assert site.wait() == 0
+    assert not socket.exists()
+    assert not pidfile.exists() and not pidfile.with_name("pid.2").exists()
+
+
+def test_a_new_master_that_dies_while_the_old_one_stops_leaves_no_unix_socket(serve, tmp_path):
+    pidfile, socket, go = tmp_path / "pid", tmp_path / "app.sock", tmp_path / "go"
+    site = serve("pep3333:app", "--workers", "2", "--bind", f"unix:{socket}", "--pid", str(pidfile))
+    with site.client() as client:
+        client.send(request("POST", "/until_exists", body=str(go).encode()))
+        wait_until(lambda: go.with_suffix(".begun").exists(), "the request has begun")
+        with upgraded(site, pidfile) as new:
+            site.signal(signal.SIGTERM)
+            wait_until(lambda: "Handling signal: term" in site.log(), "the stop")
+            os.kill(new.pid, signal.SIGKILL)
+            wait_until(lambda: "; this one goes on" in site.log(), "the end of the new master")
+        go.touch()
+        assert client.read_response().status == 200
+    assert site.wait() == 0
+    assert not socket.exists()
+
+
+def test_a_stop_during_a_reload_to_another_unix_socket_leaves_neither(serve, tmp_path):
+    """Nor does it wait for the new worker, which still loads beside one that serves."""
+    old, new, config = tmp_path / "old.sock", tmp_path / "new.sock", tmp_path / "binds.py"
+    config.write_text(f"bind = 'unix:{old}'\n")
+    versioned(tmp_path)
+    options = ("--workers", "1", "--config", str(config))
+    site = serve("versioned", *options, binds=1, cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
+    versioned(tmp_path, before="import time\nprint('it loads', flush=True)\ntime.sleep(3600)")
+    config.write_text(f"bind = 'unix:{new}'\n")
+    site.signal(signal.SIGHUP)
+    wait_until(lambda: "it loads" in site.log(), "the new worker loads")
+    assert old.exists() and new.exists()
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0
+    assert not old.exists() and not new.exists()
+    assert "graceful_timeout is over" not in site.log()
+
+
 def test_the_console_script_can_be_upgraded_too(tmp_path, io):
     """`ringhorn`, not `python -m ringhorn`; started from another directory than the application's."""
     import sys

@@ -6,11 +6,12 @@ import os
 import resource
 import select
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from harness import CutOff, Server, chunked, request, wait_until
+from harness import CutOff, Server, chunked, request, stop_process, wait_until
 from pep3333 import counted
 
 pytestmark = pytest.mark.ringhorn_only
@@ -202,6 +203,21 @@ def test_an_idle_connection_is_closed_after_a_large_answer_too(serve, target):
     with site.client(receive_buffer=65_536) as client:
         assert client.get(target).status == 200
         client.assert_closed()
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_a_request_that_came_in_time_is_answered_by_a_worker_that_stood_still(serve, threads):
+    """Its clock was over when it went on (SIGSTOP, the freezer), and the connection was closed unread."""
+    site = serve("pep3333:app", "--workers", "1", "--threads", threads, "--keep-alive", "1")
+    (worker,) = site.workers(1)
+    with site.client() as client:
+        assert client.get("/plain").status == 200
+        stop_process(worker)
+        client.send(request("GET", "/plain"))
+        over = time.monotonic() + 2
+        wait_until(lambda: time.monotonic() > over, "the connection's time is over")
+        os.kill(worker, signal.SIGCONT)
+        assert client.read_response().status == 200
 
 
 def test_no_keep_alive_is_announced(serve):

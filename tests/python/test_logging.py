@@ -342,6 +342,9 @@ def test_a_configuration_that_cannot_be_used_ends_the_start(project, setting, re
     code, output = run_to_end([sys.executable, "-m", "ringhorn", "-b", "127.0.0.1:0"], cwd=project_dir)
     assert code == 1, output
     assert reason in output
+    name = setting.split(" ")[0]
+    assert re.search(rf"^error: {name} cannot be used: \w+: ", output, re.MULTILINE), output
+    assert re.search(r"^  from: .*gunicorn.conf.py.*", output, re.MULTILINE), output
 
 
 @pytest.mark.parametrize("python", [False, True])
@@ -395,12 +398,14 @@ def test_a_reload_changes_the_format_and_says_what_it_does_not_change(serve, pro
     project_dir = project(text)
     server = serve(None, cwd=project_dir, ready=None)
     server.get("/before")
-    project(text.replace("one", "two").replace("False", "True"))
+    project(text.replace("one", "two").replace("False", "True").replace('"access.log"', '"elsewhere.log"'))
     server.signal(signal.SIGHUP)
     access = project_dir / "access.log"
     wait_until(lambda: [server.get("/after"), "/after two\n" in access.read_text()][1], "the new format")
     assert access.read_text().startswith("/before one\n")
-    assert re.search(r"need a restart.*logconfig_dict", access.read_text() + server.log())
+    told = re.search(r"need a restart.*", access.read_text() + server.log())
+    assert told and "logconfig_dict" in told[0] and "accesslog" in told[0]
+    assert not (project_dir / "elsewhere.log").exists()
 
 
 @pytest.mark.parametrize("extra", ["", "logconfig_dict = {'loggers': {}}"])
@@ -434,6 +439,55 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
         has(r"shop\.gunicorn\.request\.duration:\d+\.\d+\|ms\|#env:test")
         assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
         has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")
+
+
+@pytest.mark.parametrize("base", ["gunicorn.instrument.statsd", "ringhorn._shim.gunicorn.instrument.statsd"])
+def test_a_logger_class_that_derives_from_statsd_sends_the_metrics(serve, project, base):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(0.01)
+        project_dir = project(f"""
+            statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
+            statsd_prefix = "shop"
+            dogstatsd_tags = "env:test"
+            enable_backlog_metric = True
+            logger_class = "mylog.Mine"
+
+            def post_request(worker, req, environ, resp):
+                worker.log.info("measured", extra={{"metric": "mine", "value": 3, "mtype": "gauge"}})
+        """)
+        (project_dir / "mylog.py").write_text(f"""
+from {base} import Statsd
+
+class Mine(Statsd):
+    def access(self, resp, req, environ, request_time):
+        super().access(resp, req, environ, request_time)
+        self.increment("asked" + environ["PATH_INFO"].replace("/", "."), 1)
+""")
+        server = serve(None, cwd=project_dir, ready=None)
+        server.get("/x")
+        server.get("/fail")
+        seen = []
+
+        def has(pattern):
+            def look():
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        seen.extend(statsd.recv(4096).decode().split("\n"))
+                return any(re.fullmatch(pattern, metric) for metric in seen)
+
+            wait_until(look, pattern)
+
+        has(r"shop\.asked\.x:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.asked\.fail:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.mine:3\|g\|#env:test")
+        has(r"shop\.gunicorn\.workers:1\|g\|#env:test")
+        has(r"shop\.gunicorn\.backlog:\d+\|h\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.200:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
+        has(r"shop\.gunicorn\.request\.duration:[\d.]+\|ms\|#env:test")
+        has(r"shop\.gunicorn\.log\.exception:1\|c\|@1\.0\|#env:test")
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
 
 
 def syslog_messages(server, daemon, wanted):

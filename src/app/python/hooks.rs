@@ -13,6 +13,7 @@ use tracing::error;
 use super::confpy::to_python;
 use super::host::Source;
 use super::object::latin1;
+use super::signals;
 use super::wsgi::traceback;
 use crate::app::{Exchange, Peer, Request, Scheme};
 use crate::config::settings::{Kind, SETTINGS};
@@ -319,6 +320,7 @@ impl RequestHooks {
         };
         if let Err(error) = called() {
             error!("Exception in post_request hook\n{}", traceback(py, &error));
+            signals::raised_in_request(py, &error);
         }
     }
 

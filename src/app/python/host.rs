@@ -15,6 +15,7 @@ use super::confpy::Script;
 use super::hooks::{Hooks, UNCAUGHT};
 use super::loader;
 use super::object::detached;
+use super::signals::Handlers;
 use super::stacks::Stacks;
 use super::watch;
 use super::wsgi::{Wsgi, traceback};
@@ -158,6 +159,7 @@ impl<'py> PythonHost<'py> {
         let begun = SystemTime::now();
         // Once more, as in gunicorn: `post_fork` may have changed it.
         set_environment(py, settings).map_err(|error| unusable(&error))?;
+        let handlers = Handlers::show(py).map_err(|error| unusable(&error))?;
         self.step("init_signals", (), Exit::WorkerBoot)?;
         let application = match &self.application {
             Some(application) => application.clone_ref(py),
@@ -175,6 +177,7 @@ impl<'py> PythonHost<'py> {
                 self.step("begin_late", (&application,), Exit::WorkerBoot)?;
             }
         }
+        handlers.reclaim(py).map_err(|error| unusable(&error))?;
         let hooks = match &self.hooks {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
             None => None,

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -85,12 +86,22 @@ pub(super) fn divert_messages(py: Python<'_>, settings: &Settings) -> PyResult<(
     Ok(())
 }
 
-/// Tells `gunicorn.error` of a reload's `loglevel`.
+/// Tells the loggers of a reload's `loglevel` and `accesslog`.
 ///
 /// # Errors
 /// What Python raises.
 pub(super) fn configure(py: Python<'_>, settings: &Settings) -> PyResult<()> {
-    py.import("ringhorn._log")?.call_method1("configure", (settings.loglevel.name(),)).map(drop)
+    let configure = py.import("ringhorn._log")?.getattr("configure")?;
+    configure.call1((settings.loglevel.name(), access_target(settings))).map(drop)
+}
+
+/// `accesslog` as the setting names it.
+pub(super) fn access_target(settings: &Settings) -> Option<&OsStr> {
+    match &settings.accesslog {
+        LogTarget::Off => None,
+        LogTarget::Standard => Some(OsStr::new("-")),
+        LogTarget::File(path) => Some(path.as_os_str()),
+    }
 }
 
 /// Decides, once per worker, who writes its logs: Python, where somebody has changed a logger. Returns whether
@@ -259,6 +270,22 @@ impl Sink for PythonLog {
         }
         drop(queue);
         self.changed.notify_all();
+        true
+    }
+
+    fn metric(&self, text: &str, name: &str, value: u64, kind: &str) -> bool {
+        // The master has no other thread that could say it.
+        if !self.messages || !is_attached() {
+            return false;
+        }
+        Python::attach(|py| {
+            let told = py.import("ringhorn._logger").and_then(|module| {
+                module.call_method1("metric", (&self.logger, text, name, value, kind)).map(drop)
+            });
+            if let Err(error) = told {
+                error!("logger.debug failed\n{}", traceback(py, &error));
+            }
+        });
         true
     }
 

@@ -9,13 +9,13 @@ mod loader;
 mod log;
 mod names;
 mod object;
+mod signals;
 mod stacks;
 mod watch;
 mod wsgi;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyImportError, PySystemExit, PyTypeError, PyValueError};
@@ -27,7 +27,7 @@ use self::host::{PythonHost, Source, Start};
 #[cfg(feature = "simulation")]
 pub use self::wsgi::environs::Environs;
 use crate::config::settings::{self, SETTINGS};
-use crate::config::{self, Loaded, Program, Settings};
+use crate::config::{self, Loaded, Program, Settings, Value};
 use crate::error::{Exit, StartError};
 use crate::sys::signal::Signal;
 use crate::{master, observe, worker};
@@ -98,8 +98,10 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     if let Err(error) = master::begin(&settings, &start.launch, || host::fork(py)) {
         return report(&error);
     }
-    let hooks = connect_log(py, &settings).and_then(|()| Hooks::of(py, &settings, &source));
-    match hooks {
+    if let Err(error) = connect_log(py, &settings) {
+        return report(&unusable_log(py, &settings, &error));
+    }
+    match Hooks::of(py, &settings, &source) {
         Ok(hooks) => {
             let mut host = PythonHost::new(py, start, source, hooks, settings.clone());
             master::run(settings, &mut host)
@@ -117,15 +119,33 @@ fn connect_log(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     if settings.python_log {
         return log::divert(py, settings);
     }
-    let access = match &settings.accesslog {
-        observe::LogTarget::Off => None,
-        observe::LogTarget::Standard => Some(Path::new("-")),
-        observe::LogTarget::File(path) => Some(path.as_path()),
-    };
-    let module = py.import("ringhorn._log")?;
-    module.call_method1("install", (settings.loglevel.name(), access.map(Path::as_os_str)))?;
+    let install = py.import("ringhorn._log")?.getattr("install")?;
+    install.call1((settings.loglevel.name(), log::access_target(settings)))?;
     // A config file may have changed one of them already.
     log::divert_messages(py, settings)
+}
+
+/// Why Python's logging cannot be used, with the settings that ask for it.
+fn unusable_log(py: Python<'_>, settings: &Settings, error: &PyErr) -> StartError {
+    let is_set = |name: &&str| {
+        settings.value(name).is_some_and(|(value, _)| match value {
+            Value::None => false,
+            Value::Dict(items) => !items.is_empty(),
+            Value::Bool(on) => *on,
+            _ => true,
+        })
+    };
+    let class = error.value(py).hasattr("is_about_logger_class").unwrap_or(false);
+    // As they are used: a dictionary before a file.
+    let names = ["logconfig_dict", "logconfig_json", "logconfig", "syslog", "logger_class"];
+    let name = if class { Some("logger_class") } else { names.into_iter().find(is_set) };
+    let Some(name) = name else {
+        return StartError::new(Exit::Start, format!("cannot prepare Python: {}", error.value(py)))
+            .detail(wsgi::traceback(py, error));
+    };
+    let kind = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();
+    let what = format!("{name} cannot be used: {kind}: {}", error.value(py));
+    StartError::new(Exit::Start, what).from(settings.source(name)).detail(wsgi::traceback(py, error))
 }
 
 /// `--check-config`, `--print-config`: loads the application in this process and says whether that works.

@@ -27,6 +27,7 @@ use super::input::Input;
 use super::log::request_failed;
 use super::names::Names;
 use super::object::{call2, detached, intern_latin1, latin1, latin1_bytes, references, set_default};
+use super::signals;
 use super::stacks::Stacks;
 use crate::app::{
     Application, Body, Exchange, Gone, Held, Listener, Peer, Reply, ReplyError, Request, Runner, Scheme, Sent,
@@ -718,6 +719,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
                 // close() is called once whatever happened, and what it raises does not hide an earlier error.
                 if let Err(error) = close(&iterable) {
                     error!("Error in close() of a response\n{}", traceback(self.py, &error));
+                    signals::raised_in_request(self.py, &error);
                 }
                 sent
             });
@@ -812,6 +814,7 @@ impl<'a, 'py> WsgiRunner<'a, 'py> {
     /// What remains to be said to the client, and to the log, when the application failed.
     fn fail(&self, exchange: &mut Exchange, input: &Bound<'py, PyAny>, error: &PyErr) {
         let py = self.py;
+        signals::raised_in_request(py, error);
         if error.is_instance_of::<ClientGone>(py) {
             debug!("{} left before its answer was complete", exchange.request.link().peer());
             exchange.reply.fail(500, "");
@@ -883,7 +886,7 @@ impl Runner for WsgiRunner<'_, '_> {
 
     fn interrupted(&mut self) {
         if let Err(error) = self.py.check_signals() {
-            error!("a signal handler of the application failed\n{}", traceback(self.py, &error));
+            signals::raised_when_idle(self.py, &error);
         }
     }
 }

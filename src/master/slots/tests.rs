@@ -759,6 +759,55 @@ fn a_worker_that_does_not_leave_is_killed_when_its_time_is_over() {
     assert_eq!(world.signals_to(old), [Signal::TERM, Signal::KILL]);
 }
 
+/// An import sees no TERM, and takes the CPU of those that are to replace it.
+#[test]
+fn a_worker_that_still_loads_is_killed_soon_after_it_was_told_to_leave() {
+    let mut world = World::serving();
+    let old = world.alive.clone();
+    for _ in 0..3 {
+        world.reload(2);
+        world.carry_on(LOADING_MS);
+    }
+    let told: Vec<Pid> =
+        world.alive.iter().copied().filter(|pid| !world.signals_to(*pid).is_empty()).collect();
+    assert_eq!(world.all_signals_to(&told), vec![vec![Signal::TERM, Signal::KILL]; 2]);
+    assert_eq!(world.notes.iter().filter(|note| matches!(note, Note::GivenUp { .. })).count(), 2);
+    for pid in told {
+        world.end_pid(pid, Ending::Signal(9));
+    }
+    assert_eq!(world.departures, [Departure::Reload; 2]);
+    // One that is ready in time has what came to it, and finishes that.
+    let pid = world.slots.pid(0).unwrap();
+    world.reload(2);
+    let seen = Seen { ready: true, heartbeat_ms: world.now_ms, ..Seen::default() };
+    world.slots.observed(pid, seen, world.now_ms);
+    world.carry_on(RULES.graceful_ms - 1);
+    assert_eq!(world.signals_to(pid), [Signal::TERM]);
+    world.carry_on(1);
+    assert_eq!(world.signals_to(pid), [Signal::TERM, Signal::KILL]);
+    assert!(old.iter().all(|pid| world.signals_to(*pid).is_empty()));
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_worker_that_loads_beside_one_that_serves() {
+    let mut world = World::serving();
+    world.reload(2);
+    let loads = world.slots.pid(0).unwrap();
+    world.signal(Signal::TERM);
+    assert_eq!(world.due(), Some(LOADING_MS));
+    world.pass(LOADING_MS);
+    world.pass(0);
+    assert_eq!(world.signals_to(loads), [Signal::TERM, Signal::KILL]);
+    assert_eq!(world.killed.len(), 4, "the others finish what they have");
+    assert_eq!(world.due(), Some(RULES.graceful_ms - LOADING_MS));
+    // Where nobody serves, those who wait in the queue have but this one.
+    let mut world = World::new(RULES);
+    world.ready(0);
+    world.signal(Signal::TERM);
+    world.pass(RULES.graceful_ms - 1);
+    assert_eq!(world.signals_to(world.alive[1]), [Signal::TERM]);
+}
+
 // ---- max_requests ------------------------------------------------------------------------
 
 /// The metrics tell why workers were replaced; a deploy must not look like a crash.
