@@ -201,7 +201,7 @@ impl Reply {
     }
 
     /// Takes a [`Reply::start`] back whose headers cannot be sent: without another, the answer is 500.
-    pub(crate) fn unstart(&mut self) {
+    pub fn unstart(&mut self) {
         self.started = false;
     }
 
