@@ -9,8 +9,9 @@ from types import CodeType, TracebackType
 
 def raised_by_handler(error: BaseException, trace: TracebackType | None) -> bool:
     """Whether a handler of a signal that stops a worker raised this, in whatever code the signal met."""
-    if isinstance(error, KeyboardInterrupt):
-        # Python's own handler leaves no trace in the traceback. Handlers run on the main thread only.
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python's own handler, which an application has asked for, leaves no trace in the traceback. Handlers run on
+        # the main thread only.
         return threading.current_thread() is threading.main_thread()
     codes = [_code(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)]
     while trace is not None:

@@ -22,7 +22,6 @@ GUNICORNS = {
     "SIGQUIT": "handle_quit",
     "SIGUSR1": "handle_usr1",
     "SIGWINCH": "handle_winch",
-    "SIGHUP": "SIG_DFL",
 }
 
 PUT_BACK = "import handlers; handlers.save_and_put_back()"

@@ -101,6 +101,9 @@ fn run(py: Python<'_>, argv: Vec<OsString>, program: Option<Program>, source: So
     if let Err(error) = connect_log(py, &settings) {
         return report(&unusable_log(py, &settings, &error));
     }
+    if let Err(error) = signals::prepare(py) {
+        return report(&StartError::new(Exit::Start, format!("cannot prepare Python: {error}")));
+    }
     match Hooks::of(py, &settings, &source) {
         Ok(hooks) => {
             let mut host = PythonHost::new(py, start, source, hooks, settings.clone());

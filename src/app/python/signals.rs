@@ -13,6 +13,17 @@ use tracing::{debug, error};
 use super::wsgi::traceback;
 use crate::sys::signal::{self, Signal};
 
+/// Imports what workers need of Python here, in the master: they may run as a user who cannot read Python's library.
+///
+/// # Errors
+/// What Python raises.
+pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
+    for module in ["signal", "ringhorn._signals"] {
+        py.import(module)?;
+    }
+    Ok(())
+}
+
 /// What stands in Python's table for the signals of a worker.
 pub(super) struct Handlers(Vec<Entry>);
 

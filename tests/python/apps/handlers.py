@@ -9,7 +9,7 @@ import time
 
 from pep3333 import app as other
 
-NUMBERS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGWINCH", "SIGHUP")
+NUMBERS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGWINCH")
 
 
 def name_of(handler):
