@@ -521,6 +521,8 @@ impl Io {
         }
         let Some(conn) = self.conns.get(token) else { return };
         conn.before_proxy = false;
+        // It had requests elsewhere, whose answers may still be on their way: how many is not known here.
+        conn.requests = 1;
         if let Some((client, destination)) = parcel.proxied
             // Nobody else has the link before the first request is handed over.
             && let Some(link) = Arc::get_mut(&mut conn.link)

@@ -327,6 +327,13 @@ fn whoever_serves_a_client_it_gets_what_it_is_owed_under_every_seed() {
     eprintln!("{sent} connections were handed over in {seeds} runs");
 }
 
+/// The worker that takes a connection over took its request for the first one, behind which nothing is on its way: a late
+/// byte destroyed the answer of the worker before.
+#[test]
+fn a_last_request_that_was_handed_over_is_not_the_first_of_its_connection() {
+    run_town(18_039);
+}
+
 /// It began anew: a request that was handed over in time could wait for twice as long as it may.
 #[test]
 fn the_time_that_a_request_may_wait_goes_on_in_the_other_worker() {
