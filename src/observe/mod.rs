@@ -20,6 +20,7 @@ pub mod writer;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -169,13 +170,19 @@ pub fn create_files(targets: &[&LogTarget], user: Option<u32>, group: Option<u32
 
 /// Opens a log and closes it again: whether it can be opened is to be known before others do it.
 ///
+/// A FIFO is left alone: to open it waits for a reader, who takes the close for the end of the log.
+///
 /// # Errors
 /// The file cannot be opened for appending.
 pub fn check(target: &LogTarget) -> io::Result<()> {
     match target {
-        LogTarget::File(path) => open(path).map(drop),
-        LogTarget::Off | LogTarget::Standard => Ok(()),
+        LogTarget::File(path) if !is_fifo(path) => open(path).map(drop),
+        _ => Ok(()),
     }
+}
+
+fn is_fifo(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
 }
 
 /// Opens a log file for appending, so that several processes write whole lines to one file.

@@ -1,6 +1,8 @@
 """One access line for each request, answered, refused or cut: the same ones as gunicorn's."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -154,3 +156,17 @@ def test_refusals_are_told_of_in_gunicorns_words(ours, theirs):
         site.lines(lambda server: outcome(server, b"NONSENSE\r\n\r\n"))
         pattern = r"\[WARNING\] Invalid request from ip=127\.0\.0\.1: "
         wait_until(lambda site=site, pattern=pattern: re.search(pattern, site.server.log()), "the warning")
+
+
+@pytest.mark.ringhorn_only
+def test_a_fifo_is_opened_once_and_its_reader_has_every_line(serve, tmp_path):
+    """Its reader takes the end of the first who writes for the end of the log."""
+    fifo, out = tmp_path / "fifo", tmp_path / "out"
+    os.mkfifo(fifo)
+    with out.open("wb") as taken, subprocess.Popen(["cat", str(fifo)], stdout=taken) as reader:
+        try:
+            server = serve("pep3333:app", "--workers", "1", "--access-logfile", str(fifo))
+            assert server.get("/plain").status == 200
+            wait_until(lambda: b"GET /plain " in out.read_bytes(), "the line")
+        finally:
+            reader.kill()

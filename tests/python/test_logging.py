@@ -408,11 +408,28 @@ def test_a_reload_changes_the_format_and_says_what_it_does_not_change(serve, pro
     assert not (project_dir / "elsewhere.log").exists()
 
 
+class Metrics:
+    """What a statsd server is sent."""
+
+    def __init__(self, statsd: socket.socket):
+        self.statsd = statsd
+        statsd.settimeout(0.01)
+        self.seen: list[str] = []
+
+    def wait_for(self, pattern: str) -> None:
+        def came() -> bool:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    self.seen.extend(self.statsd.recv(4096).decode().split("\n"))
+            return any(re.fullmatch(pattern, metric) for metric in self.seen)
+
+        wait_until(came, pattern)
+
+
 @pytest.mark.parametrize("extra", ["", "logconfig_dict = {'loggers': {}}"])
 def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
         statsd.bind(("127.0.0.1", 0))
-        statsd.settimeout(0.01)
         project_dir = project(f"""
             statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
             statsd_prefix = "shop"
@@ -422,22 +439,13 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
         server = serve(None, cwd=project_dir, ready=None)
         server.get("/x")
         server.get("/fail")
-        seen = []
-
-        def has(pattern):
-            def look():
-                with contextlib.suppress(TimeoutError):
-                    while True:
-                        seen.extend(statsd.recv(4096).decode().split("\n"))
-                return any(re.fullmatch(pattern, metric) for metric in seen)
-
-            wait_until(look, pattern)
-
+        metrics = Metrics(statsd)
+        has = metrics.wait_for
         has(r"shop\.gunicorn\.workers:1\|g\|#env:test")
         has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
         has(r"shop\.gunicorn\.request\.status\.200:1\|c\|@1\.0\|#env:test")
         has(r"shop\.gunicorn\.request\.duration:\d+\.\d+\|ms\|#env:test")
-        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in metrics.seen) == 2
         has(r"shop\.gunicorn\.log\.error:1\|c\|@1\.0\|#env:test")
 
 
@@ -445,7 +453,6 @@ def test_statsd_is_told_of_requests_workers_and_errors(serve, project, extra):
 def test_a_logger_class_that_derives_from_statsd_sends_the_metrics(serve, project, base):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
         statsd.bind(("127.0.0.1", 0))
-        statsd.settimeout(0.01)
         project_dir = project(f"""
             statsd_host = "127.0.0.1:{statsd.getsockname()[1]}"
             statsd_prefix = "shop"
@@ -467,17 +474,8 @@ class Mine(Statsd):
         server = serve(None, cwd=project_dir, ready=None)
         server.get("/x")
         server.get("/fail")
-        seen = []
-
-        def has(pattern):
-            def look():
-                with contextlib.suppress(TimeoutError):
-                    while True:
-                        seen.extend(statsd.recv(4096).decode().split("\n"))
-                return any(re.fullmatch(pattern, metric) for metric in seen)
-
-            wait_until(look, pattern)
-
+        metrics = Metrics(statsd)
+        has = metrics.wait_for
         has(r"shop\.asked\.x:1\|c\|@1\.0\|#env:test")
         has(r"shop\.asked\.fail:1\|c\|@1\.0\|#env:test")
         has(r"shop\.mine:3\|g\|#env:test")
@@ -487,7 +485,7 @@ class Mine(Statsd):
         has(r"shop\.gunicorn\.request\.status\.500:1\|c\|@1\.0\|#env:test")
         has(r"shop\.gunicorn\.request\.duration:[\d.]+\|ms\|#env:test")
         has(r"shop\.gunicorn\.log\.exception:1\|c\|@1\.0\|#env:test")
-        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in seen) == 2
+        assert sum(metric.startswith("shop.gunicorn.requests:1|c") for metric in metrics.seen) == 2
 
 
 def syslog_messages(server, daemon, wanted):

@@ -237,6 +237,10 @@ impl Host for PythonHost<'_> {
         if let Err(error) = self.prepare_again(tried, old) {
             error!("cannot go back to the old settings: {}", error.in_log());
         }
+        self.settings = old.clone();
+        if let Err(error) = super::log::configure(self.py, old) {
+            error!("cannot give the old settings to the loggers: {error}");
+        }
         if let Some(hooks) = &self.hooks
             && let Err(error) = hooks.resume(self.py, old)
         {
