@@ -196,6 +196,10 @@ pub const DRAIN_IDLE_MS: u64 = 500;
 /// longer pauses between two requests clients have learned to open a new connection.
 pub const RETIRE_IDLE_MS: u64 = 10_000;
 
+/// Milliseconds at a stop in which handshakes that had begun are completed: a round trip to clients that are not far away.
+/// Those that begin meanwhile are refused a second later, when the client's kernel tries again; so it is short.
+pub const HANDSHAKE_MS: u64 = 10;
+
 /// Milliseconds after a stop until new clients are refused, however many come.
 pub const CLOSE_ENTRANCE_MS: u64 = 500;
 

@@ -166,6 +166,42 @@ pub fn steer_group(member: BorrowedFd<'_>, count: Option<u32>) -> io::Result<()>
     }
 }
 
+/// Lets no handshake begin any more on a TCP listener: it does not see first packets, which clients repeat after a second.
+/// Handshakes that have begun are completed, and its queue stays as it is. Sockets that are accepted from then on have the
+/// same filter, and nothing to lose by it.
+///
+/// # Errors
+/// As setsockopt(2).
+///
+/// # Source
+/// socket(7), `SO_ATTACH_FILTER`; RFC 9293, section 3.1: the flags are the fourteenth byte of a segment.
+pub fn ignore_handshakes(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let instruction = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS_AT),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN | ACK),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: `program` and the instructions it points to are initialised and outlive the call; the kernel copies and
+    // checks them.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Who is at the other end of a connected unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {

@@ -159,8 +159,9 @@ pub(super) struct Io {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entrance {
     Open,
-    /// They do until the queues are empty, or until this time.
+    /// They do until this is over, for handshakes that had begun, and the queues are empty; or until that time.
     Closing {
+        settled_ms: u64,
         until_ms: u64,
     },
     /// They do not. The backend may still deliver one that it had taken; turns since then.

@@ -23,7 +23,7 @@ mod tests;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io as std_io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,6 +55,7 @@ use crate::observe;
 use crate::ring::{self, Accepting, Choice};
 use crate::sys::atfork::Noted;
 use crate::sys::errno::describe;
+use crate::sys::fd::ignore_handshakes;
 use crate::sys::shared::{Meter, Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{Signal, SignalSet, Signals};
 use crate::sys::usage::Usage;
@@ -90,7 +91,21 @@ impl Door {
     /// Whether a connection waits in its queue.
     fn has_waiting(&self) -> bool {
         let mut waiting = [PollFd::new(&self.fd, PollFlags::IN)];
+        // A listener that another worker has closed hangs up, and is readable for ever.
         matches!(poll(&mut waiting, Some(&Timespec::default())), Ok(1))
+            && !waiting[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Lets nobody new into the queue, for all processes that have the socket. Not for shared sockets, which may be
+    /// somebody else's, and for unix sockets, where there are no handshakes.
+    fn ignore_handshakes(&self) {
+        if self.accepting == Accepting::Alone
+            && self.listener.unix.is_none()
+            && let Err(error) = ignore_handshakes(self.fd.as_fd())
+        {
+            // Without it a handshake that ends between the last look at the queue and the close is reset.
+            debug!("cannot filter what a listener gets: {error}");
+        }
     }
 
     /// Ends listening, for all processes that have the socket: new clients are refused. Not for shared

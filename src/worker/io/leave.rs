@@ -1,7 +1,7 @@
 //! The end of a worker: what was accepted is answered, and nobody new comes in.
 
 use super::*;
-use crate::limits::{CLOSE_ENTRANCE_MS, DRAIN_IDLE_MS, RETIRE_IDLE_MS};
+use crate::limits::{CLOSE_ENTRANCE_MS, DRAIN_IDLE_MS, HANDSHAKE_MS, RETIRE_IDLE_MS};
 
 impl Io {
     /// Does what the order says; returns whether the loop is to end.
@@ -37,13 +37,30 @@ impl Io {
             self.accept_again_ms = None;
             self.stop_helping();
         }
-        let entrance_ms = if stop == Stop::Retire { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
-        if matches!(self.entrance, Entrance::Open | Entrance::Closing { .. }) {
-            self.entrance = Entrance::Closing { until_ms: self.now_ms + entrance_ms };
-        } else if stop == Stop::Close {
-            self.doors.iter().for_each(Door::close);
+        let closes = stop == Stop::Close;
+        if closes {
+            // First of all, so that the queues can come to an end.
+            self.doors.iter().for_each(Door::ignore_handshakes);
         }
+        let (settle_ms, entrance_ms) = match stop {
+            Stop::Retire => (0, self.rules.graceful_ms / 2),
+            Stop::Leave => (0, CLOSE_ENTRANCE_MS),
+            _ => (HANDSHAKE_MS, CLOSE_ENTRANCE_MS),
+        };
         self.sweep_ms = self.now_ms;
+        if matches!(self.entrance, Entrance::Closed { .. }) {
+            if !closes {
+                return;
+            }
+            // The listener ends for its successor too, which may not have taken everybody yet.
+            if !self.crowded {
+                self.open_doors(false);
+            }
+        }
+        self.entrance = Entrance::Closing {
+            settled_ms: self.now_ms + settle_ms,
+            until_ms: self.now_ms + entrance_ms,
+        };
     }
 
     /// How long an idle connection is kept by a worker that leaves.
@@ -95,9 +112,10 @@ impl Io {
     fn close_entrance(&mut self) {
         match self.entrance {
             Entrance::Open => {}
-            Entrance::Closing { until_ms } => {
+            Entrance::Closing { settled_ms, until_ms } => {
                 let patient = self.now_ms < until_ms && !self.crowded;
-                if patient && self.doors.iter().any(|door| !door.observer && door.has_waiting()) {
+                let comes = |door: &Door| !door.observer && (self.now_ms < settled_ms || door.has_waiting());
+                if patient && self.doors.iter().any(comes) {
                     return;
                 }
                 self.stop_accepting(false);
@@ -110,5 +128,95 @@ impl Io {
                 self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::ring::{self, Accepting};
+    use crate::worker::Nobody;
+    use crate::worker::access::Recorder;
+    use crate::worker::tests::{on_both, rules};
+
+    fn door() -> (Door, TcpListener) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fd = socket.try_clone().unwrap().into();
+        let listener = Arc::new(Listener::inet(socket.local_addr().unwrap()));
+        (Door { fd, listener, accepting: Accepting::Alone, observer: false }, socket)
+    }
+
+    /// A worker that serves with one listener of its own.
+    fn worker(backend: ring::Io) -> (Io, TcpListener) {
+        let (door, socket) = door();
+        let (driver, _) = ring::open(backend).unwrap();
+        let port = Arc::new(Port::new(driver.waker()));
+        let pool = Arc::new(Pool::new(1, Recorder::default()));
+        let mut io = Io::new(driver, vec![door], Arc::new(rules()), pool, Arc::new(Nobody), port);
+        io.open();
+        io.turn().unwrap();
+        (io, socket)
+    }
+
+    /// Turns of a worker that leaves, until nobody comes in any more.
+    fn turn_until_closed(io: &mut Io, stop: Stop) {
+        loop {
+            assert!(!io.obey(Some(stop)), "its client is there");
+            if io.entrance == (Entrance::Closed { turns: CLOSED_TURNS }) {
+                return;
+            }
+            io.turn().unwrap();
+        }
+    }
+
+    /// Between the last look at the queue and the close a handshake came to its end, and the client was reset.
+    #[test]
+    fn no_handshake_begins_at_a_listener_that_is_to_close() {
+        on_both(|backend| {
+            let (mut io, socket) = worker(backend);
+            let address = socket.local_addr().unwrap();
+            let _before = TcpStream::connect(address).unwrap();
+            assert!(!io.obey(Some(Stop::Close)));
+            // On loopback a handshake is over when connect(2) returns.
+            let late = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            late.set_nonblocking(true).unwrap();
+            let begun = late.connect(&address.into()).unwrap_err();
+            assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
+            assert!(late.peer_addr().is_err(), "it is connected");
+            turn_until_closed(&mut io, Stop::Close);
+            assert_eq!(io.conns.len(), 1, "who waited is served");
+            assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    /// A worker that is replaced has left the queue to its successor, who might not have come to it.
+    #[test]
+    fn a_replaced_worker_looks_once_more_into_the_queue_before_it_closes_it() {
+        on_both(|backend| {
+            let (mut io, socket) = worker(backend);
+            let address = socket.local_addr().unwrap();
+            let _kept = TcpStream::connect(address).unwrap();
+            turn_until_closed(&mut io, Stop::Retire);
+            assert_eq!(io.conns.len(), 1);
+            let _next = TcpStream::connect(address).unwrap();
+            io.turn().unwrap();
+            assert_eq!(io.conns.len(), 1, "it is the successor's");
+            turn_until_closed(&mut io, Stop::Close);
+            assert_eq!(io.conns.len(), 2);
+        });
+    }
+
+    /// It waited until the queue of the closed listener was empty, which it seemed never to be.
+    #[test]
+    fn a_listener_that_another_worker_has_closed_keeps_nobody() {
+        let (door, socket) = door();
+        let _waiting = TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        assert!(door.has_waiting());
+        socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(!door.has_waiting());
     }
 }
