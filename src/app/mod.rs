@@ -46,6 +46,12 @@ pub trait Runner {
     /// Calls `wait`, which blocks until there is work, with the interpreter released.
     fn park(&mut self, wait: &mut dyn FnMut());
 
+    /// Whether the main thread is to be kept free for handlers of signals that the application has set. Such a handler
+    /// may raise an exception, which ends the request that the thread is in.
+    fn attends(&self) -> bool {
+        false
+    }
+
     /// A signal interrupted the wait on the main thread: lets the interpreter run its handlers.
     fn interrupted(&mut self) {}
 }

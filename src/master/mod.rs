@@ -51,7 +51,7 @@ use crate::sys::in_hand::InHand;
 use crate::sys::mailbox::Mailboxes;
 use crate::sys::process::{self, Ending, Fork, Identity, Pid};
 use crate::sys::rlimit;
-use crate::sys::shared::{SharedPage, WorkerRecord, WorkerState};
+use crate::sys::shared::{Order, SharedPage, WorkerRecord, WorkerState};
 use crate::sys::signal::{self, Signal, SignalSet, Signals};
 use crate::sys::title::Title;
 
@@ -662,7 +662,9 @@ impl<'h> Master<'h> {
                         if let Some(record) = self.record_of(pid) {
                             record.set_order(order);
                         }
-                        kill(pid, Signal::TERM);
+                        if order != Order::Renew {
+                            kill(pid, Signal::TERM);
+                        }
                     }
                     Action::Reload => self.reload(),
                     Action::DropGeneration => self.drop_generation(),

@@ -57,7 +57,7 @@ pub(super) enum Action {
     Fork { slot: usize },
     /// Send a signal to a worker that was not reaped yet.
     Kill { pid: Pid, signal: Signal },
-    /// Tell a worker to finish what it has and leave: the order into its record, then TERM.
+    /// Tell a worker to finish what it has and leave: the order into its record, then TERM unless it goes without.
     Leave { pid: Pid, order: Order },
     /// Read the settings again and answer with [`Slots::reloaded`], or with nothing when they are bad.
     Reload,
@@ -773,7 +773,9 @@ impl Slots {
             worker.leave(now_ms, graceful_ms);
             if worker.sent.is_none() {
                 worker.sent = Some(Signal::TERM);
-                self.actions.push(Action::Leave { pid, order: Order::Retire });
+                let spent = worker.seen.spent && worker.generation == self.generation;
+                let order = if spent { Order::Renew } else { Order::Retire };
+                self.actions.push(Action::Leave { pid, order });
             }
         }
     }

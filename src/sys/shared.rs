@@ -50,17 +50,20 @@ impl WorkerState {
     }
 }
 
-/// How a worker is to leave, in rising urgency. The order stands in its record before TERM is sent.
+/// How a worker is to leave, in rising urgency. The order stands in its record before TERM is sent, if it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Order {
+    /// As [`Order::Retire`], because the worker has done its share. No signal follows: gunicorn's workers leave by
+    /// themselves then, and the application's handlers are not for this.
+    Renew = 1,
     /// Another worker goes on with the same listeners, and clients should not notice: idle connections
     /// are kept as long as they would have been, and the next answer on each announces the close.
-    Retire = 1,
+    Retire = 2,
     /// This server stops, another one goes on with the listeners: as above, but soon.
-    Leave = 2,
+    Leave = 3,
     /// The server stops: serve what waits in the listeners, then close them.
-    Close = 3,
+    Close = 4,
 }
 
 /// The record of one worker. Two cache lines, because processors fetch lines in pairs: a
@@ -137,7 +140,7 @@ impl WorkerRecord {
         self.slot.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// Says how the worker is to leave. The signal follows.
+    /// Says how the worker is to leave.
     pub fn set_order(&self, order: Order) {
         self.order.store(order as u32, Ordering::Release);
     }
@@ -146,9 +149,10 @@ impl WorkerRecord {
     #[must_use]
     pub fn order(&self) -> Option<Order> {
         match self.order.load(Ordering::Acquire) {
-            1 => Some(Order::Retire),
-            2 => Some(Order::Leave),
-            3 => Some(Order::Close),
+            1 => Some(Order::Renew),
+            2 => Some(Order::Retire),
+            3 => Some(Order::Leave),
+            4 => Some(Order::Close),
             _ => None,
         }
     }

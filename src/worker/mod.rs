@@ -303,7 +303,7 @@ enum Stop {
     Quick = 4,
 }
 
-/// The orders that signals give this worker.
+/// The orders that signals and the master give this worker.
 struct Orders {
     signals: Signals,
     access: Option<Arc<AccessLog>>,
@@ -319,7 +319,10 @@ impl Orders {
             self.obey(arrived);
         }
         match self.stop.load(Ordering::Relaxed) {
-            0 => None,
+            0 => {
+                let record = self.shared.record(self.record)?;
+                (record.order()? == Order::Renew).then(|| self.leave(Stop::Retire))
+            }
             1 => Some(Stop::Retire),
             2 => Some(Stop::Leave),
             3 => Some(Stop::Close),
@@ -328,23 +331,16 @@ impl Orders {
     }
 
     fn obey(&self, arrived: SignalSet) {
-        if [Signal::QUIT, Signal::INT, Signal::TERM].into_iter().any(|signal| arrived.contains(signal)) {
-            LEAVING.store(true, Ordering::Relaxed);
-        }
         if arrived.contains(Signal::QUIT) || arrived.contains(Signal::INT) {
+            LEAVING.store(true, Ordering::Relaxed);
             self.stop.store(Stop::Quick as u8, Ordering::Relaxed);
         } else if arrived.contains(Signal::TERM) {
-            let record = self.shared.record(self.record);
-            let stop = match record.and_then(WorkerRecord::order) {
+            self.leave(match self.shared.record(self.record).and_then(WorkerRecord::order) {
                 Some(Order::Retire) => Stop::Retire,
-                // Without an order somebody else has sent the signal.
-                Some(Order::Leave) | None => Stop::Leave,
+                // Without an order, or with one that needs no signal, somebody else has sent it.
+                Some(Order::Renew | Order::Leave) | None => Stop::Leave,
                 Some(Order::Close) => Stop::Close,
-            };
-            self.stop.fetch_max(stop as u8, Ordering::Relaxed);
-            if let Some(record) = record {
-                record.set_state(WorkerState::Draining);
-            }
+            });
         }
         if arrived.contains(Signal::USR1) {
             observe::reopen();
@@ -352,6 +348,15 @@ impl Orders {
                 access.reopen();
             }
         }
+    }
+
+    fn leave(&self, stop: Stop) -> Stop {
+        LEAVING.store(true, Ordering::Relaxed);
+        self.stop.fetch_max(stop as u8, Ordering::Relaxed);
+        if let Some(record) = self.shared.record(self.record) {
+            record.set_state(WorkerState::Draining);
+        }
+        stop
     }
 }
 
@@ -386,7 +391,9 @@ pub fn run(context: WorkerContext, app: Arc<dyn Application>) -> i32 {
     };
     let mut code = Exit::Start.code();
     app.with_runner(&mut |runner| {
-        pool.run_main(runner);
+        if !(runner.attends() && pool.attend(runner, &app)) {
+            pool.run_main(runner);
+        }
         // The I/O thread waits for the other runners, and these for the interpreter: it must be free meanwhile.
         runner.park(&mut || {
             if let Some(Ok(ended)) = io.take().map(thread::JoinHandle::join) {

@@ -147,6 +147,8 @@ pub(super) struct Pool {
     counting: AtomicBool,
     /// Where the I/O thread rests.
     rest: Parker,
+    /// Where the main thread waits for signals ([`Pool::attend`]).
+    attendant: Parker,
     left: std::sync::Condvar,
 }
 
@@ -233,6 +235,7 @@ impl Pool {
             meter: None,
             counting: AtomicBool::new(false),
             rest: Parker::new(),
+            attendant: Parker::new(),
             left: std::sync::Condvar::new(),
         }
     }
@@ -588,8 +591,8 @@ impl Pool {
         }
     }
 
-    /// Starts one more runner thread; it begins awake.
-    fn spawn(self: &Arc<Self>, app: &Arc<dyn Application>) {
+    /// Starts one more runner thread; it begins awake. Returns whether it could.
+    fn spawn(self: &Arc<Self>, app: &Arc<dyn Application>) -> bool {
         let seat = self.sit();
         let (pool, app) = (Arc::clone(self), Arc::clone(app));
         let spawned = thread::Builder::new().name("ringhorn-run".into()).spawn(move || {
@@ -607,7 +610,9 @@ impl Pool {
             queue.alive -= 1;
             // The seat stays, unused: indices of the others must not move.
             self.left.notify_all();
+            return false;
         }
+        true
     }
 
     fn sit(&self) -> usize {
@@ -622,6 +627,22 @@ impl Pool {
         queue.awake += 1;
         queue.alive += 1;
         queue.seats.len() - 1
+    }
+
+    /// Leaves the requests to other threads and gives signals to the runner on the calling (main) thread, until the pool
+    /// is closed. Returns false at once when no other thread can be started.
+    pub(super) fn attend(self: &Arc<Self>, runner: &mut dyn Runner, app: &Arc<dyn Application>) -> bool {
+        lock(&self.queue).main_came = true;
+        if !self.spawn(app) {
+            return false;
+        }
+        while !lock(&self.queue).closing {
+            runner.interrupted();
+            runner.park(&mut || {
+                self.attendant.park_timeout(Duration::from_millis(HEARTBEAT_MS));
+            });
+        }
+        true
     }
 
     /// Runs requests on the calling (main) thread until the pool is closed. A signal that interrupts
@@ -792,6 +813,7 @@ impl Pool {
         for seat in seats {
             seat.parker.unpark();
         }
+        self.attendant.unpark();
     }
 
     /// Waits until all runner threads but the caller's have left, at most until `deadline`.

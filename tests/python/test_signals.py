@@ -47,11 +47,11 @@ Start = Callable[..., Server]
 def site(serve, tmp_path) -> Start:
     """Starts a worker whose application runs `before` when it is imported."""
 
-    def start(before: str = "", *args: str) -> Server:
+    def start(before: str = "", *args: str, **others) -> Server:
         text = f"import signal\n{before}\nfrom handlers import app as application\n"
         (tmp_path / "handled.py").write_text(text)
         options = ("--workers", "1", "--graceful-timeout", "60", *args)
-        return serve("handled", *options, cwd=tmp_path, env={"PYTHONPATH": str(APPS)})
+        return serve("handled", *options, cwd=tmp_path, env={"PYTHONPATH": str(APPS)}, **others)
 
     return start
 
@@ -142,10 +142,14 @@ def test_a_handler_that_exits_ends_the_worker(site):
     assert "SystemExit" not in server.log()
 
 
-def test_max_requests_recycles_workers_whose_handler_exits(site):
-    server = site(EXIT, "--max-requests", "3")
-    first = pid_that_answers(server)
-    wait_until(lambda: pid_that_answers(server) != first, "another worker")
+@pytest.mark.parametrize("before", [EXIT, CHAIN])
+def test_max_requests_needs_no_handler(site, before):
+    """Workers were sent TERM, and a request in hand was answered 500 when the handler exited."""
+    server = site(before, "--max-requests", "3", "--threads", "1")
+    for _ in range(4):
+        pid = pid_that_answers(server)
+        wait_until(lambda pid=pid: pid_that_answers(server) != pid, "another worker")
+    assert "cleanup" not in server.log()
 
 
 @pytest.mark.oracle_differs("gunicorn's threads do not notice, its sync worker stays until it is killed")
@@ -163,6 +167,34 @@ def test_a_handler_that_exits_in_the_midst_of_a_request(site, tmp_path, before):
         os.kill(worker, signal.SIGTERM)
         assert client.read_response().status == 500
     gone(server, worker)
+
+
+@pytest.mark.ringhorn_only
+def test_a_handler_that_exits_ends_no_request_of_another_thread(site, tmp_path):
+    """The main thread was in the request, and it was answered 500."""
+    server = site(EXIT, "--threads", "2")
+    (worker,) = server.workers(1)
+    with in_hand(server, tmp_path) as (client, go):
+        with server.client() as idle:
+            os.kill(worker, signal.SIGTERM)
+            # The worker has heard of it: whoever is idle is let go.
+            idle.assert_closed()
+        go.touch()
+        assert client.read_response().status == 200
+    gone(server, worker)
+
+
+def test_a_handler_that_exits_while_the_worker_loads(site, tmp_path):
+    """It was taken for an application that cannot be loaded."""
+    loads = tmp_path / "loads"
+    server = site(
+        f"{EXIT}\nimport pathlib, time\npathlib.Path({str(loads)!r}).touch()\nwhile True: time.sleep(0.01)",
+        ready=None,
+    )
+    wait_until(loads.exists, "the import has begun")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "ERROR" not in server.log()
 
 
 @pytest.mark.ringhorn_only

@@ -25,6 +25,7 @@ use crate::error::{Exit, StartError};
 use crate::master::{Host, Launch, WorkerContext};
 use crate::observe::LogTarget;
 use crate::sys::process::{self, Fork, Pid};
+use crate::sys::shared::WorkerRecord;
 use crate::worker;
 
 /// How the server calls itself.
@@ -177,7 +178,7 @@ impl<'py> PythonHost<'py> {
                 self.step("begin_late", (&application,), Exit::WorkerBoot)?;
             }
         }
-        handlers.reclaim(py).map_err(|error| unusable(&error))?;
+        let replaced = handlers.reclaim(py).map_err(|error| unusable(&error))?;
         let hooks = match &self.hooks {
             Some(hooks) => hooks.around_requests(py, settings).map_err(|error| unusable(&error))?,
             None => None,
@@ -191,6 +192,7 @@ impl<'py> PythonHost<'py> {
         Ok(Wsgi {
             application,
             multithread: settings.threads > 1,
+            attended: settings.threads > 1 && replaced,
             multiprocess: settings.workers > 1,
             script_name: std::env::var_os("SCRIPT_NAME").unwrap_or_default().into_encoded_bytes(),
             errors: errors.unbind(),
@@ -279,6 +281,11 @@ impl Host for PythonHost<'_> {
             Ok(wsgi) => {
                 super::log::start_writer();
                 worker::run(context, Arc::new(wsgi))
+            }
+            // A handler of the application may have ended its import. Nobody waits for this worker any more.
+            Err(error) if context.shared.record(context.record).and_then(WorkerRecord::order).is_some() => {
+                debug!("told to leave while it was loading: {}", error.in_log());
+                Exit::Done.code()
             }
             Err(error) => {
                 error!("{}", error.in_log());

@@ -63,20 +63,25 @@ impl Handlers {
         Ok(Self(entries))
     }
 
-    /// Acts natively again where an application, while it was loaded, has set a handler and put ours back.
+    /// Acts natively again where an application, while it was loaded, has set a handler and put ours back. Returns whether
+    /// one of its own stands for a signal that stops the worker.
     ///
     /// # Errors
     /// What Python raises, or the kernel refuses.
-    pub(super) fn reclaim(&self, py: Python<'_>) -> PyResult<()> {
+    pub(super) fn reclaim(&self, py: Python<'_>) -> PyResult<bool> {
         let module = py.import("signal")?;
+        let mut replaced = false;
         for Entry { signal, function, pythons } in &self.0 {
             let set = module.call_method1("getsignal", (signal.as_raw(),))?;
+            replaced |= set.is_callable()
+                && !set.is(function)
+                && matches!(*signal, Signal::TERM | Signal::INT | Signal::QUIT);
             // Another handler in the kernel's table was put there behind Python's back: by faulthandler, or a library in C.
             if set.is(function) && signal::handler(*signal)? == *pythons {
                 signal::handle_again(*signal)?;
             }
         }
-        Ok(())
+        Ok(replaced)
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Wsgi {
     pub(super) application: Py<PyAny>,
     /// Whether other threads of this process run requests too.
     pub(super) multithread: bool,
+    /// Whether the main thread runs none of them, and waits for signals.
+    pub(super) attended: bool,
     /// Whether other processes serve the same application.
     pub(super) multiprocess: bool,
     /// The mount point from the environment variable `SCRIPT_NAME`.
@@ -882,6 +884,10 @@ impl Runner for WsgiRunner<'_, '_> {
 
     fn park(&mut self, wait: &mut dyn FnMut()) {
         detached(self.py, wait);
+    }
+
+    fn attends(&self) -> bool {
+        self.wsgi.attended
     }
 
     fn interrupted(&mut self) {

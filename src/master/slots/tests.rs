@@ -862,6 +862,8 @@ fn spent_workers_are_replaced_one_after_the_other() {
     world.ready(0);
     world.pass(0);
     assert_eq!(world.all_signals_to(&old), [vec![Signal::TERM], vec![]]);
+    // No signal, in fact: handlers of the application are not for this.
+    assert_eq!(world.asked, [Action::Leave { pid: old[0], order: Order::Renew }]);
     assert_eq!(world.forks, 3, "the first one has not left yet");
     world.end_pid(old[0], Ending::Code(0));
     world.pass(0);

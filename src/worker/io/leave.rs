@@ -57,10 +57,8 @@ impl Io {
                 self.open_doors(false);
             }
         }
-        self.entrance = Entrance::Closing {
-            settled_ms: self.now_ms + settle_ms,
-            until_ms: self.now_ms + entrance_ms,
-        };
+        self.entrance =
+            Entrance::Closing { settled_ms: self.now_ms + settle_ms, until_ms: self.now_ms + entrance_ms };
     }
 
     /// How long an idle connection is kept by a worker that leaves.

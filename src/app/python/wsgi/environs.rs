@@ -35,6 +35,7 @@ impl Environs {
         let wsgi = Wsgi {
             application: py.None(),
             multithread: true,
+            attended: false,
             multiprocess: true,
             script_name: Vec::new(),
             errors: py.None(),
