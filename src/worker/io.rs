@@ -1224,14 +1224,15 @@ impl Io {
         // gunicorn's words, which programs that ban addresses look for.
         warn!("Invalid request from ip={}: {}", conn.link.peer().host(), refused.detail);
         let page = refusal(refused.status, &refused.detail, is_head);
-        // What the socket does not take is sent like the rest of any other last answer.
-        let _ = conn.link.say(&page);
         if self.counting
             && let Some(meter) = &self.meter
             && !conn.observer
         {
+            // First, so that whoever has the answer finds it counted.
             meter.refused[status_index(refused.status)].add(1);
         }
+        // What the socket does not take is sent like the rest of any other last answer.
+        let _ = conn.link.say(&page);
         self.end_with_this(token);
         body_bytes(&page)
     }
