@@ -436,7 +436,8 @@ impl Pool {
     #[must_use]
     pub(super) fn room(&self, queue_max: usize) -> usize {
         let queue = lock(&self.queue);
-        let idle = (self.threads_max + queue.excused).saturating_sub(queue.awake);
+        // Not `awake`: one that waits for the interpreter has no request, and takes the next.
+        let idle = (self.threads_max + queue.excused).saturating_sub(queue.in_hand);
         (queue_max + idle).saturating_sub(queue.ready.len())
     }
 
@@ -939,6 +940,16 @@ mod tests {
     }
 
     /// Requests came before the main thread did, and a runner was started for them: with `--threads 1` there were two.
+    /// With a short queue, 503 was said to who could be served.
+    #[test]
+    fn a_runner_without_a_request_is_room() {
+        let pool = Pool::new(2, Recorder::default());
+        // Awake: woken, and they wait for the interpreter.
+        pool.sit();
+        pool.sit();
+        assert_eq!(pool.room(1), 3);
+    }
+
     #[test]
     fn the_main_threads_place_is_kept_for_it() {
         let app: Arc<dyn Application> = Arc::new(Barren);

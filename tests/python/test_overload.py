@@ -60,7 +60,7 @@ def turned_away(client, site) -> None:
 
 
 def test_who_waits_too_long_gets_503_and_never_reaches_the_application(busy, tmp_path):
-    site, let_go = busy("--queue-timeout", "0.3")
+    site, let_go = busy("--queue-timeout", "1")
     with site.client() as one, site.client() as two:
         for client in (one, two):
             client.send(request("POST", "/digest?key=late", "User-Agent: waits", body=b"x" * 1000))

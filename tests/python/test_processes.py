@@ -36,8 +36,11 @@ def pinned(pid: int) -> bool:
 
 
 def rings_of(pid: int) -> int:
-    links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    return sum(link == "anon_inode:[io_uring]" for link in links)
+    count = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # one that has just been closed
+            count += os.readlink(fd) == "anon_inode:[io_uring]"
+    return count
 
 
 def pid_that_answers(server: Server) -> int:

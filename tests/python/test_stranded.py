@@ -286,7 +286,8 @@ def test_new_connections_even_out(site):
 
     # By chance half of them would be the first one's. Its look at the other may be half a second old.
     wait_until(lambda: [newcomer() for _ in range(16)] == [second] * 16, "new ones go where there are few")
-    assert {pid_of(client.get("/")) for client in held} == {first}
+    # But for those whose request the kernel made wait: it goes where there is a thread for it.
+    assert [pid_of(client.get("/")) for client in held].count(first) > 80
 
 
 def test_a_connection_that_moves_counts_once(site):

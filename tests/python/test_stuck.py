@@ -43,7 +43,7 @@ def test_a_worker_whose_only_thread_is_stuck_is_replaced_and_the_log_says_where(
     in_order(
         site.log(),
         rf"\[{worker}\] \[ERROR\] timeout is over, and the only thread of this worker is stuck",
-        rf"GET /{way} from 127\.0\.0\.1:\d+, 1\.\d s",
+        rf"GET /{way} from 127\.0\.0\.1:\d+, \d+\.\d s",
         rf"stuck\.py.*{function}" if way != "hold" else function,
         rf"\[CRITICAL\] WORKER TIMEOUT \(pid:{worker}\)",
         rf"Worker \(pid:{worker}\) was sent SIGABRT!",
@@ -127,11 +127,11 @@ def test_a_slow_request_is_told_once_with_its_stack_and_id(serve):
         assert client.read_response().status == another.read_response().status == 200
     in_order(
         site.log(),
-        r"\[WARNING\] Slow request: GET /wait from 127\.0\.0\.1:\d+, request id abc-17, 0\.\d s\n  File .*stuck\.py",
+        r"\[WARNING\] Slow request: GET /wait from 127\.0\.0\.1:\d+, request id abc-17, \d+\.\d s\n  File .*stuck\.py",
         r"stuck\.py.*in application",
         r"stuck\.py.*in wait_in_here",
     )
-    assert site.log().count("Slow request: ") == 2
+    assert len(re.findall("Slow request: (GET|POST) /wait", site.log())) == 2
     assert "password" not in site.log()
 
 
@@ -177,7 +177,7 @@ def test_a_request_that_takes_too_long_is_answered_503_and_the_others_are_unharm
     assert pid_that_answers(site) == worker
     in_order(
         site.log(),
-        r"\[WARNING\] Request timed out: GET /wait from 127\.0\.0\.1:\d+, 0\.\d s; its client got 503",
+        r"\[WARNING\] Request timed out: GET /wait from 127\.0\.0\.1:\d+, \d+\.\d s; its client got 503",
         r"wait_in_here",
     )
     assert "password" not in site.log()
@@ -213,7 +213,7 @@ def test_an_application_that_reads_a_body_which_does_not_come_is_let_go(serve):
         assert client.read_response().status == 503
     with site.client() as client:
         assert client.get("/plain").status == 200
-    wait_until(lambda: site.log().count("Request timed out") == 1, "the log is told")
+    wait_until(lambda: site.log().count("Request timed out: POST /digest") == 1, "the log is told")
 
 
 def test_quick_requests_of_a_connection_are_told_from_a_slow_one(serve):
