@@ -606,6 +606,11 @@ impl Io {
         if self.leaving.is_some() || self.foreign_accept_failed(listener, error) {
             return;
         }
+        if error.raw_os_error() == Some(libc::EINVAL) {
+            // The server stops, and a sibling that heard of it before has closed all listeners.
+            debug!("a listener was closed");
+            return;
+        }
         // Out of descriptors or memory: at once again would spin; a while later some may be free.
         if self.accept_warned_ms.is_none_or(|at| self.now_ms - at >= ACCEPT_WARN_MS) {
             self.accept_warned_ms = Some(self.now_ms);
@@ -1342,7 +1347,8 @@ impl Io {
 
     /// A connection is gone: accepts again, if there was no room.
     fn use_room(&mut self) {
-        if self.crowded && self.clients() < self.rules.connections_max && self.draining.is_none() {
+        let closed = matches!(self.entrance, Entrance::Closed { .. });
+        if self.crowded && self.clients() < self.rules.connections_max && !closed {
             self.crowded = false;
             self.open();
         }

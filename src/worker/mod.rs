@@ -96,8 +96,13 @@ impl Door {
             && !waiting[0].revents().contains(PollFlags::HUP)
     }
 
-    /// Lets nobody new into the queue, for all processes that have the socket. Not for shared sockets, which may be
-    /// somebody else's, and for unix sockets, where there are no handshakes.
+    /// Whether it ends with the server. Shared sockets may be somebody else's.
+    fn is_ours(&self) -> bool {
+        self.observer || self.accepting == Accepting::Alone
+    }
+
+    /// Lets nobody new into the queue, for all processes that have the socket, if it is ours. Unix sockets have no
+    /// handshakes.
     fn ignore_handshakes(&self) {
         if self.accepting == Accepting::Alone
             && self.listener.unix.is_none()

@@ -203,6 +203,11 @@ impl Io {
         }
     }
 
+    /// The listeners of other slots.
+    pub(super) fn foreign_doors(&self) -> impl Iterator<Item = &Door> {
+        self.balance.iter().flat_map(|balance| &balance.foreign).map(|foreign| &foreign.door)
+    }
+
     fn watch_runners(&mut self) {
         let Some(balance) = &mut self.balance else { return };
         let progress = self.pool.progress();
@@ -242,7 +247,7 @@ impl Io {
     }
 
     /// Looks at the siblings, and accepts for those who cannot.
-    fn survey(&mut self) {
+    pub(super) fn survey(&mut self) {
         let Some(balance) = &mut self.balance else { return };
         // The worker that takes this one's place has the same mailbox: letters to it must not be read here.
         let Survey { helpers, engaged, deserted } =
@@ -255,13 +260,17 @@ impl Io {
                 _ => HEARTBEAT_MS,
             };
         let helps = !balance.engaged && self.leaving.is_none();
+        // The server stops. All listeners are emptied by whoever can: their owners may be gone, or busy.
+        let empties = self.leaving == Some(Stop::Close)
+            && matches!(self.entrance, Entrance::Closing { .. })
+            && !self.crowded;
         for (index, foreign) in balance.foreign.iter_mut().enumerate() {
             let needed = engaged.contains(&foreign.slot) || deserted.contains(&foreign.slot);
             let rests = std::mem::take(&mut foreign.rests);
             if rests {
                 balance.survey_ms = self.now_ms;
             }
-            let wanted = helps && needed && !foreign.closed && !rests;
+            let wanted = (helps && needed || empties) && !foreign.closed && !rests;
             let number = self.doors.len() + index;
             if wanted && !foreign.armed {
                 // One by one: whoever of the siblings is idle gets the next.
@@ -771,6 +780,26 @@ mod tests {
             io.turn().unwrap();
             io.crowded = true;
             assert!(!accepts(&mut io));
+        });
+    }
+
+    /// Its worker had crashed: nobody looked into its queue any more, which new clients still found.
+    #[test]
+    fn a_server_that_stops_empties_and_closes_the_listeners_of_slots_without_a_worker() {
+        on_both(|backend| {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = socket.local_addr().unwrap();
+            let _client = TcpStream::connect(address).unwrap();
+            let mut io = worker(backend, Deserted::default());
+            let listener = Arc::new(Listener::inet(address));
+            let door = Door { fd: socket.into(), listener, accepting: Accepting::Alone, observer: false };
+            io.join(Box::new(Deserted::default()), vec![(1, door)]);
+            while io.entrance != (Entrance::Closed { turns: CLOSED_TURNS }) {
+                assert!(!io.obey(Some(Stop::Close)));
+                io.turn().unwrap();
+            }
+            assert_eq!(io.conns.len(), 1, "who waited is served");
+            assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         });
     }
 

@@ -40,13 +40,11 @@ impl Io {
         let closes = stop == Stop::Close;
         if closes {
             // First of all, so that the queues can come to an end.
-            self.doors.iter().for_each(Door::ignore_handshakes);
+            self.closing_doors().for_each(Door::ignore_handshakes);
         }
-        let (settle_ms, entrance_ms) = match stop {
-            Stop::Retire => (0, self.rules.graceful_ms / 2),
-            Stop::Leave => (0, CLOSE_ENTRANCE_MS),
-            _ => (HANDSHAKE_MS, CLOSE_ENTRANCE_MS),
-        };
+        let settle_ms = if closes { HANDSHAKE_MS } else { 0 };
+        let ends = stop == Stop::Retire || closes && self.doors.iter().all(Door::is_ours);
+        let entrance_ms = if ends { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
         self.sweep_ms = self.now_ms;
         if matches!(self.entrance, Entrance::Closed { .. }) {
             if !closes {
@@ -59,6 +57,14 @@ impl Io {
         }
         self.entrance =
             Entrance::Closing { settled_ms: self.now_ms + settle_ms, until_ms: self.now_ms + entrance_ms };
+        if closes {
+            self.survey();
+        }
+    }
+
+    /// The listeners that end with the server: also those of the siblings, who may be gone.
+    fn closing_doors(&self) -> impl Iterator<Item = &Door> {
+        self.doors.iter().chain(self.foreign_doors()).filter(|door| !door.observer)
     }
 
     /// How long an idle connection is kept by a worker that leaves.
@@ -111,16 +117,21 @@ impl Io {
         match self.entrance {
             Entrance::Open => {}
             Entrance::Closing { settled_ms, until_ms } => {
-                let patient = self.now_ms < until_ms && !self.crowded;
+                let closes = self.leaving == Some(Stop::Close);
+                // Somebody else goes on with the queue, or else there will be room when idle connections have ended.
+                let patient = self.now_ms < until_ms && (closes || !self.crowded);
                 let comes = |door: &Door| !door.observer && (self.now_ms < settled_ms || door.has_waiting());
-                if patient && self.doors.iter().any(comes) {
+                if patient
+                    && if closes { self.closing_doors().any(comes) } else { self.doors.iter().any(comes) }
+                {
                     return;
                 }
-                self.stop_accepting(false);
-                if self.leaving == Some(Stop::Close) {
-                    self.doors.iter().for_each(Door::close);
-                }
                 self.entrance = Entrance::Closed { turns: 0 };
+                self.stop_accepting(false);
+                if closes {
+                    self.survey();
+                    self.closing_doors().for_each(Door::close);
+                }
             }
             Entrance::Closed { turns } => {
                 self.entrance = Entrance::Closed { turns: (turns + 1).min(CLOSED_TURNS) };
@@ -149,12 +160,12 @@ mod tests {
     }
 
     /// A worker that serves with one listener of its own.
-    fn worker(backend: ring::Io) -> (Io, TcpListener) {
+    fn worker(backend: ring::Io, rules: Rules) -> (Io, TcpListener) {
         let (door, socket) = door();
         let (driver, _) = ring::open(backend).unwrap();
         let port = Arc::new(Port::new(driver.waker()));
         let pool = Arc::new(Pool::new(1, Recorder::default()));
-        let mut io = Io::new(driver, vec![door], Arc::new(rules()), pool, Arc::new(Nobody), port);
+        let mut io = Io::new(driver, vec![door], Arc::new(rules), pool, Arc::new(Nobody), port);
         io.open();
         io.turn().unwrap();
         (io, socket)
@@ -175,7 +186,7 @@ mod tests {
     #[test]
     fn no_handshake_begins_at_a_listener_that_is_to_close() {
         on_both(|backend| {
-            let (mut io, socket) = worker(backend);
+            let (mut io, socket) = worker(backend, rules());
             let address = socket.local_addr().unwrap();
             let _before = TcpStream::connect(address).unwrap();
             assert!(!io.obey(Some(Stop::Close)));
@@ -195,7 +206,7 @@ mod tests {
     #[test]
     fn a_replaced_worker_looks_once_more_into_the_queue_before_it_closes_it() {
         on_both(|backend| {
-            let (mut io, socket) = worker(backend);
+            let (mut io, socket) = worker(backend, rules());
             let address = socket.local_addr().unwrap();
             let _kept = TcpStream::connect(address).unwrap();
             turn_until_closed(&mut io, Stop::Retire);
@@ -205,6 +216,31 @@ mod tests {
             assert_eq!(io.conns.len(), 1, "it is the successor's");
             turn_until_closed(&mut io, Stop::Close);
             assert_eq!(io.conns.len(), 2);
+        });
+    }
+
+    /// It had no room, and reset who waited, although it does not take long until there is some.
+    #[test]
+    fn who_waits_for_room_is_served_at_a_stop() {
+        on_both(|backend| {
+            let (mut io, socket) = worker(backend, Rules { connections_max: 1, ..rules() });
+            let address = socket.local_addr().unwrap();
+            let _idle = TcpStream::connect(address).unwrap();
+            while io.conns.len() < 1 {
+                io.turn().unwrap();
+            }
+            let mut waits = TcpStream::connect(address).unwrap();
+            // Answered, and no reset: the server has sent its end.
+            waits.shutdown(std::net::Shutdown::Write).unwrap();
+            waits.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+            loop {
+                io.turn().unwrap();
+                assert!(!io.obey(Some(Stop::Close)) || io.conns.len() == 0);
+                match std::io::Read::read(&mut waits, &mut [0]) {
+                    Ok(count) => break assert_eq!(count, 0),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
         });
     }
 
