@@ -1333,8 +1333,7 @@ impl Io {
         }
         self.driver.release(token, conn.link.socket());
         if let Phase::Body(gathering) = conn.phase {
-            // The client reset the connection, or this worker has no time left: the one line of this request.
-            let status = if self.draining.is_some() { 503 } else { 400 };
+            let status = self.status_of_lost();
             self.tell_of(gathering.exchange, Arc::clone(&conn.link), status, 0);
         }
         // A runner that waits for this client is let go; the descriptor closes with the last reference.
@@ -1343,6 +1342,12 @@ impl Io {
             self.observers -= 1;
         }
         self.use_room();
+    }
+
+    /// For the one line of a request that no application has seen: its client reset the connection, or this worker has
+    /// no time left.
+    fn status_of_lost(&self) -> u16 {
+        if self.draining.is_some() { 503 } else { 400 }
     }
 
     /// A connection is gone: accepts again, if there was no room.

@@ -420,16 +420,15 @@ impl Pool {
         self.show(&queue);
     }
 
-    /// Drops the requests that wait on these connections: their clients are gone. Returns how many.
-    pub(super) fn withdraw(&self, connections: &HashSet<Token>) -> usize {
+    /// Takes the requests that wait on these connections out of the queue: their clients are gone.
+    #[expect(clippy::vec_box, reason = "boxes go round between threads; moving them must not move 500 bytes")]
+    pub(super) fn withdraw(&self, connections: &HashSet<Token>) -> Vec<Box<Exchange>> {
         let mut queue = lock(&self.queue);
-        let before = queue.ready.len();
-        queue.ready.retain(|exchange| {
-            // Those that were refused are only to be told of.
-            exchange.reply.is_finished() || !connections.contains(&exchange.request.link().token())
-        });
+        let (withdrawn, ready): (VecDeque<_>, _) =
+            queue.ready.drain(..).partition(|exchange| is_lost(exchange, connections));
+        queue.ready = ready;
         self.show(&queue);
-        before - queue.ready.len()
+        withdrawn.into()
     }
 
     /// How many more requests runners, and a queue of `queue_max`, have room for.
@@ -854,6 +853,11 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Whether it is to be answered on one of these connections. Those that were refused are only to be told of.
+pub(super) fn is_lost(exchange: &Exchange, connections: &HashSet<Token>) -> bool {
+    !exchange.reply.is_finished() && connections.contains(&exchange.request.link().token())
+}
+
 /// Whether a request that began at this time and reading of the CPU clock has blocked.
 fn has_blocked(seat: &Seat, (wall_ns, cpu_ns): (u64, u64)) -> bool {
     let wall_ns = clock::monotonic_ns() - wall_ns;
@@ -1032,7 +1036,7 @@ mod tests {
         assert_eq!(shown(), Some(3));
         pool.take_waiting_since(1, &mut batch);
         assert_eq!((batch.len(), shown()), (1, Some(2)));
-        assert_eq!((pool.withdraw(&HashSet::from([tokens[2]])), shown()), (1, Some(1)));
+        assert_eq!((pool.withdraw(&HashSet::from([tokens[2]])).len(), shown()), (1, Some(1)));
     }
 
     /// It counted as awake and alive for ever: nobody was woken for a request, and the worker's end waited for it.

@@ -726,9 +726,11 @@ fn one_thread_never_runs_two_requests_at_once() {
 #[test]
 fn deadlines_close_silent_clients_and_answer_half_sent_requests() {
     on_both(|io| {
-        let quick = Rules { first_byte_ms: 100, header_ms: 100, body_ms: 100, keepalive_ms: 100, ..rules() };
+        let quick = Rules { first_byte_ms: 100, ..rules() };
+        let waiting = Server::start(io, 1, quick, echo);
+        let mut silent = waiting.connect();
+        let quick = Rules { header_ms: 100, body_ms: 100, keepalive_ms: 100, ..rules() };
         let server = Server::start(io, 1, quick, echo);
-        let mut silent = server.connect();
         let mut head = server.connect();
         head.write_all(b"GET / HT").unwrap();
         let mut body = server.connect();
@@ -893,6 +895,9 @@ fn an_answer_that_has_left_outlives_its_worker() {
                 for _ in 0..pieces {
                     let held = body.clone();
                     let _ = exchange.reply.send(&body, Some(LENGTH as u64), false, || Box::new(held));
+                }
+                while exchange.request.link().has_rest() {
+                    thread::yield_now();
                 }
                 sent.lock().unwrap().send(()).unwrap();
                 let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));

@@ -134,7 +134,8 @@ def test_requests_that_are_cut_have_a_line(ours):
 
 def test_a_client_that_leaves_before_its_answer_has_a_line(ours):
     lines = ours.lines(send_and_leave(request("GET", "/gone"), reset=True))
-    assert statuses(lines) == ["200"]
+    # Before or after a thread took it, which is a matter of microseconds.
+    assert statuses(lines) in (["200"], ["400"])
 
 
 def test_a_body_that_times_out_has_a_line(serve, tmp_path):

@@ -115,13 +115,13 @@ def site(tmp_path):
 
 def play(server: Server, site) -> None:
     """A life of three workers: requests, an abort, an interrupt, a stop."""
-    site.wait("post_request 1")
+    # The last line of the hook: the next request, or a signal, would be noted in its middle.
+    site.wait("of resp")
     server.get("/a%20b/?x=1&y=%20", "Connection: close", "X-Extra: 1")
-    site.wait("post_request 2")
+    site.wait("of resp", 2)
     server.get("/mutate")
-    site.wait("post_request 3")
+    site.wait("of resp", 3)
     assert server.get("/boom").status == 500
-    # The last line of the hook: a signal that comes earlier would be noted in the middle.
     site.wait("of resp", 4)
     os.kill(server.workers(1)[0], signal.SIGABRT)
     site.wait("child_exit")

@@ -4,6 +4,7 @@ use super::*;
 use crate::limits::OVERLOAD_WARN_MS;
 use crate::worker::access::Expired;
 use crate::worker::overdue::{Deed, Held, REPORT_PATIENCE_MS, SOON_MS, request_id};
+use crate::worker::pool::is_lost;
 
 impl Io {
     /// Where the master is told of requests that take too long.
@@ -145,22 +146,25 @@ impl Io {
         self.late = late;
     }
 
-    /// Drops requests that wait for a runner while their clients have gone.
+    /// Drops requests that wait for a runner while their clients have gone, and tells of them.
     pub(super) fn forget_lost(&mut self) {
-        let before = self.batch.len();
-        self.batch.retain(|exchange| {
-            exchange.reply.is_finished() || !self.lost.contains(&exchange.request.link().token())
-        });
-        let mut dropped = before - self.batch.len();
+        let (mut dropped, batch): (Vec<_>, _) =
+            self.batch.drain(..).partition(|exchange| is_lost(exchange, &self.lost));
+        self.batch = batch;
         if self.waiting > 0 {
-            let waited = self.pool.withdraw(&self.lost);
-            self.waiting = self.waiting.saturating_sub(waited);
-            dropped += waited;
-        }
-        if dropped > 0 {
-            debug!("requests dropped, because their clients have gone: {dropped}");
+            let withdrawn = self.pool.withdraw(&self.lost);
+            self.waiting = self.waiting.saturating_sub(withdrawn.len());
+            dropped.extend(withdrawn);
         }
         self.lost.clear();
+        if !dropped.is_empty() {
+            debug!("requests dropped, because their clients have gone: {}", dropped.len());
+        }
+        let status = self.status_of_lost();
+        for mut exchange in dropped.into_iter().filter(|_| self.timed) {
+            exchange.reply.note_refusal(status, 0);
+            self.batch.extend(self.pool.refused(exchange));
+        }
     }
 
     /// Tells the master that the only runner is stuck, once the log has it.
