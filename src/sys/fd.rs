@@ -129,41 +129,43 @@ pub fn steer_group(member: BorrowedFd<'_>, count: Option<u32>) -> io::Result<()>
     // linux/filter.h: where a program finds a random number in place of a packet's bytes.
     const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned();
     let instruction = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    let result = if let Some(count) = count {
+    if let Some(count) = count {
         let mut program = [
             instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
             instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count.max(1)),
             instruction(libc::BPF_RET | libc::BPF_A, 0),
         ];
-        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: `program` and the instructions it points to are initialised and outlive the call; the
-        // kernel copies and checks them.
-        unsafe {
-            libc::setsockopt(
-                member.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_REUSEPORT_CBPF,
-                (&raw const program).cast(),
-                size_of::<libc::sock_fprog>() as libc::socklen_t,
-            )
-        }
-    } else {
-        let nothing: libc::c_int = 0;
-        // SAFETY: the kernel reads one int, which outlives the call.
-        unsafe {
-            libc::setsockopt(
-                member.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_DETACH_REUSEPORT_BPF,
-                (&raw const nothing).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        }
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        return attach(member, libc::SO_ATTACH_REUSEPORT_CBPF, &mut program);
     }
+    let nothing: libc::c_int = 0;
+    // SAFETY: the kernel reads one int, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            member.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_REUSEPORT_BPF,
+            (&raw const nothing).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives a socket a program of the classic packet filter.
+fn attach(socket: BorrowedFd<'_>, option: libc::c_int, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: `program` and the instructions it points to are initialised and outlive the call; the kernel copies and
+    // checks them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lets no handshake begin any more on a TCP listener: it does not see first packets, which clients repeat after a second.
@@ -187,19 +189,7 @@ pub fn ignore_handshakes(listener: BorrowedFd<'_>) -> io::Result<()> {
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
     ];
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: `program` and the instructions it points to are initialised and outlive the call; the kernel copies and
-    // checks them.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    attach(listener, libc::SO_ATTACH_FILTER, &mut program)
 }
 
 /// Who is at the other end of a connected unix socket.

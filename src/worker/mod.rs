@@ -96,16 +96,14 @@ impl Door {
             && !waiting[0].revents().contains(PollFlags::HUP)
     }
 
-    /// Whether it ends with the server. Shared sockets may be somebody else's.
+    /// Whether it ends with the server: TCP sockets of our own. Shared ones may be somebody else's.
     fn is_ours(&self) -> bool {
-        self.observer || self.accepting == Accepting::Alone
+        self.accepting == Accepting::Alone
     }
 
-    /// Lets nobody new into the queue, for all processes that have the socket, if it is ours. Unix sockets have no
-    /// handshakes.
+    /// Lets nobody new into the queue, for all processes that have the socket, if it is ours.
     fn ignore_handshakes(&self) {
-        if self.accepting == Accepting::Alone
-            && self.listener.unix.is_none()
+        if self.is_ours()
             && let Err(error) = ignore_handshakes(self.fd.as_fd())
         {
             // Without it a handshake that ends between the last look at the queue and the close is reset.
@@ -113,10 +111,9 @@ impl Door {
         }
     }
 
-    /// Ends listening, for all processes that have the socket: new clients are refused. Not for shared
-    /// sockets, which may be somebody else's.
+    /// Ends listening, for all processes that have the socket, if it is ours: new clients are refused.
     fn close(&self) {
-        if self.accepting == Accepting::Alone
+        if self.is_ours()
             && let Err(error) = shutdown(&self.fd, Shutdown::Both)
         {
             debug!("cannot close a listener: {error}");

@@ -148,9 +148,8 @@ impl Io {
 
     /// Drops requests that wait for a runner while their clients have gone, and tells of them.
     pub(super) fn forget_lost(&mut self) {
-        let (mut dropped, batch): (Vec<_>, _) =
-            self.batch.drain(..).partition(|exchange| is_lost(exchange, &self.lost));
-        self.batch = batch;
+        let mut dropped: Vec<_> =
+            self.batch.extract_if(.., |exchange| is_lost(exchange, &self.lost)).collect();
         if self.waiting > 0 {
             let withdrawn = self.pool.withdraw(&self.lost);
             self.waiting = self.waiting.saturating_sub(withdrawn.len());

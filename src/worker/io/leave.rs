@@ -40,10 +40,10 @@ impl Io {
         let closes = stop == Stop::Close;
         if closes {
             // First of all, so that the queues can come to an end.
-            self.closing_doors().for_each(Door::ignore_handshakes);
+            self.emptied_doors().for_each(Door::ignore_handshakes);
         }
         let settle_ms = if closes { HANDSHAKE_MS } else { 0 };
-        let ends = stop == Stop::Retire || closes && self.doors.iter().all(Door::is_ours);
+        let ends = stop == Stop::Retire || closes && self.emptied_doors().all(Door::is_ours);
         let entrance_ms = if ends { self.rules.graceful_ms / 2 } else { CLOSE_ENTRANCE_MS };
         self.sweep_ms = self.now_ms;
         if matches!(self.entrance, Entrance::Closed { .. }) {
@@ -62,9 +62,12 @@ impl Io {
         }
     }
 
-    /// The listeners that end with the server: also those of the siblings, who may be gone.
-    fn closing_doors(&self) -> impl Iterator<Item = &Door> {
-        self.doors.iter().chain(self.foreign_doors()).filter(|door| !door.observer)
+    /// The listeners whose queues are to be empty before nobody comes in any more: our own, and when all end with the server
+    /// also those of the siblings, who may be gone.
+    fn emptied_doors(&self) -> impl Iterator<Item = &Door> {
+        let closes = self.leaving == Some(Stop::Close);
+        let foreign = self.foreign_doors().filter(move |_| closes);
+        self.doors.iter().filter(|door| !door.observer).chain(foreign)
     }
 
     /// How long an idle connection is kept by a worker that leaves.
@@ -120,17 +123,15 @@ impl Io {
                 let closes = self.leaving == Some(Stop::Close);
                 // Somebody else goes on with the queue, or else there will be room when idle connections have ended.
                 let patient = self.now_ms < until_ms && (closes || !self.crowded);
-                let comes = |door: &Door| !door.observer && (self.now_ms < settled_ms || door.has_waiting());
-                if patient
-                    && if closes { self.closing_doors().any(comes) } else { self.doors.iter().any(comes) }
-                {
+                let comes = |door: &Door| self.now_ms < settled_ms || door.has_waiting();
+                if patient && self.emptied_doors().any(comes) {
                     return;
                 }
                 self.entrance = Entrance::Closed { turns: 0 };
                 self.stop_accepting(false);
                 if closes {
                     self.survey();
-                    self.closing_doors().for_each(Door::close);
+                    self.emptied_doors().for_each(Door::close);
                 }
             }
             Entrance::Closed { turns } => {
